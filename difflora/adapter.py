@@ -1,0 +1,161 @@
+"""An adapter, and a weighted stack of them."""
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from difflora.errors import AdapterError
+from difflora.kinds import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterMeta:
+    """What is known about an adapter beside its tensors.
+
+    `training` holds facts under the names used in files (`ss_learning_rate`, `modelspec.title` ...); values are strings.
+    `file_hash` is the sha256 of the tensor data of the file it was read from (Civitai's AutoV3, untruncated).
+    """
+
+    name: str = "adapter"
+    family: str = ""
+    base: str = ""
+    trigger: str = ""
+    training: Mapping[str, str] = field(default_factory=dict)
+    file_hash: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """Changes of named modules, and new words.
+
+    `modules` maps a path such as `unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q` to the kinds
+    that change it; `tokens` maps a word to its embedding vectors (vectors, dim).
+    Compare two adapters with `same`.
+    """
+
+    modules: Mapping[str, tuple[Kind, ...]]
+    meta: AdapterMeta = AdapterMeta()
+    tokens: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def delta(self, path: str, weight: Tensor | None = None) -> Tensor:
+        """ΔW of one module in float32: the sum over its kinds; see Kind.delta for the shape.
+
+        Raises KeyError if the adapter does not change `path`.
+        """
+        first, *rest = self.modules[path]
+        total = first.delta(weight)
+        for kind in rest:
+            total += kind.delta(weight)
+        return total
+
+    @cached_property
+    def data_hash(self) -> str:
+        """What this adapter is known by: 64 hex digits.
+
+        The sha256 of the file's tensor data (AutoV3) if it was read from a file, else of the same content in memory.
+        """
+        return self.meta.file_hash or self.content_hash
+
+    @cached_property
+    def content_hash(self) -> str:
+        """sha256 over paths, kinds, shapes, dtypes and tensor bytes: the same in every file layout."""
+        digest = hashlib.sha256()
+        for label, tensor in self._labelled_tensors():
+            digest.update(f"{label} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _labelled_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for path in sorted(self.modules):
+            for index, kind in enumerate(self.modules[path]):
+                for leaf, tensor in sorted(kind.tensors().items()):
+                    yield f"{path} {index} {kind.name} {leaf}", tensor
+        for word in sorted(self.tokens):
+            yield f"token {word}", self.tokens[word]
+
+
+def same(a: Adapter, b: Adapter) -> bool:
+    """Whether two adapters hold the same modules, kinds, factors and tokens, bit for bit; metadata is ignored."""
+    return a.content_hash == b.content_hash
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """How strongly an adapter acts: on the UNet, and on every text encoder."""
+
+    unet: float = 1.0
+    text: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.unet) and math.isfinite(self.text)):
+            raise AdapterError(f"a weight must be a finite number, got unet={self.unet}, text={self.text}")
+
+    def of(self, path: str) -> float:
+        """The weight of the component that `path` belongs to."""
+        return self.text if path.startswith("text_encoder") else self.unet
+
+    def __add__(self, other: "Weight") -> "Weight":
+        return Weight(self.unet + other.unet, self.text + other.text)
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """Adapters with their weights, in the order given. `Stack([(a, 0.7), (b, Weight(unet=0.4, text=0.0))])`.
+
+    A bare number is a weight for the UNet and the text encoders alike.
+    """
+
+    entries: tuple[tuple[Adapter, Weight], ...]
+
+    def __init__(self, entries: Sequence[tuple[Adapter, float | Weight]] = ()) -> None:
+        fixed = tuple((adapter, as_weight(weight)) for adapter, weight in entries)
+        object.__setattr__(self, "entries", fixed)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[tuple[Adapter, Weight]]:
+        return iter(self.entries)
+
+    def with_weights(self, weights: Sequence[float | Weight]) -> "Stack":
+        """The same adapters with other weights. Raises AdapterError if their number differs."""
+        if len(weights) != len(self.entries):
+            raise AdapterError(f"{len(weights)} weights were given for a stack of {len(self.entries)} adapters")
+        pairs = zip(self.entries, weights, strict=True)
+        return replace(self, entries=tuple((adapter, as_weight(weight)) for (adapter, _), weight in pairs))
+
+    def canonical(self) -> "Stack":
+        """One entry an adapter, in the order of data hashes: the order in which sums are taken.
+
+        The same adapter given twice counts once with the sum of its weights.
+        """
+        merged: dict[str, tuple[Adapter, Weight]] = {}
+        for adapter, weight in self.entries:
+            known = merged.get(adapter.data_hash)
+            merged[adapter.data_hash] = (adapter, weight if known is None else known[1] + weight)
+        return Stack([merged[key] for key in sorted(merged)])
+
+    def paths(self) -> tuple[str, ...]:
+        """Every module that an adapter of the stack changes, sorted."""
+        return tuple(sorted({path for adapter, _ in self.entries for path in adapter.modules}))
+
+    def delta(self, path: str, weight: Tensor) -> Tensor:
+        """Σ weight · ΔW of one module in float32, in the shape of `weight`, summed in canonical order.
+
+        Adapters at weight 0 are left out, so that 0 equals absent bit for bit.
+        """
+        total = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        for adapter, dial in self.canonical():
+            if path in adapter.modules and dial.of(path) != 0.0:
+                total.add_(adapter.delta(path, weight), alpha=dial.of(path))
+        return total
+
+
+def as_weight(weight: float | Weight) -> Weight:
+    """A bare number as a Weight for the UNet and the text encoders alike."""
+    return weight if isinstance(weight, Weight) else Weight(float(weight), float(weight))
