@@ -1,0 +1,1 @@
+"""Thin runnable entry points: `python -m train_scripts.NAME --help`."""
