@@ -1,0 +1,251 @@
+"""The header of a safetensors file, checked in full before a byte of tensor data is used.
+
+The format: 8 bytes with the length n of the header (little endian), n bytes of JSON, then the tensor data.
+The reference parser lets through duplicate names (the last one wins), unknown fields, control characters in
+names and empty tensors; all of these are refused here.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from difflora.errors import AdapterFileError, listing
+
+MAX_HEADER = 16 << 20
+MAX_TENSORS = 20_000
+MAX_METADATA = 1_024
+MAX_NAME = 256
+MAX_DIMS = 8
+MAX_DIM = 2**31 - 1
+
+# In the order of the library's own enumeration, last first: its data section is sorted by this, then by name.
+DTYPES: Mapping[str, torch.dtype] = {
+    "I64": torch.int64,
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "I32": torch.int32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+PICKLE_SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".pkl"})
+PICKLE_MAGIC = (b"\x80", b"PK\x03\x04")  # a bare pickle, and the zip that torch.save writes
+
+# Line breaks and tabs are ordinary in JSON and comments; the rest moves cursors or turns text around.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_FIELDS = frozenset({"dtype", "shape", "data_offsets"})
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """Where one tensor lies: `begin` and `end` are byte offsets into the data section."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A valid header: the tensors in the order of their data, which they cover without hole or overlap.
+
+    Control characters in the values of `metadata` are replaced by U+FFFD. `data_start` is the file offset of
+    the data section.
+    """
+
+    tensors: Mapping[str, TensorEntry]
+    metadata: Mapping[str, str]
+    data_start: int
+    file_size: int
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """The header of the safetensors file `path`.
+
+    Raises AdapterFileError naming everything that is wrong with it, or that it cannot be opened.
+    """
+    with open_plain(path) as file:
+        return load_header(file, str(path))
+
+
+def open_plain(path: str | os.PathLike[str]) -> BinaryIO:
+    """`path` opened for reading. Raises AdapterFileError if it is no plain file or cannot be opened."""
+    where = Path(path)
+    if where.is_dir():
+        raise AdapterFileError(f"{where}: is a folder; name the .safetensors file inside it")
+    if where.exists() and not where.is_file():  # a FIFO would block for ever when opened
+        raise AdapterFileError(f"{where}: is not a plain file")
+    if where.suffix.lower() in PICKLE_SUFFIXES:
+        raise AdapterFileError(_pickle_message(str(where)))
+    try:
+        return open(where, "rb")
+    except OSError as error:
+        raise AdapterFileError(f"{where}: cannot be opened: {error.strerror}") from error
+
+
+def load_header(file: BinaryIO, where: str) -> Header:
+    """The header of an open file, which is left at its first byte of data; `where` names it in errors."""
+    size = os.fstat(file.fileno()).st_size
+    start = file.read(8)
+    if start.startswith(PICKLE_MAGIC) and not _plausible(start, size):
+        raise AdapterFileError(_pickle_message(where))
+    if len(start) < 8:
+        raise AdapterFileError(f"{where}: not a safetensors file: {size} bytes, expected at least 8")
+    length = int.from_bytes(start, "little")
+    if not _plausible(start, size):
+        raise AdapterFileError(
+            f"{where}: not a whole safetensors file: the header claims {length} bytes of a file of {size}; "
+            f"the limit is {MAX_HEADER}. Download or export it again"
+        )
+    text = file.read(length)
+    if len(text) < length:
+        raise AdapterFileError(f"{where}: became shorter while it was read")
+    content = _parse_json(text, where)
+    metadata = _metadata(content.pop("__metadata__", {}), where)
+    entries = _entries(content, size - 8 - length, where)
+    return Header(entries, metadata, 8 + length, size)
+
+
+def _plausible(start: bytes, size: int) -> bool:
+    return 2 <= int.from_bytes(start, "little") <= min(MAX_HEADER, size - 8)
+
+
+def _pickle_message(where: str) -> str:
+    return (
+        f"{where}: is a Python pickle, which can run any code when it is loaded, so it is not opened. "
+        "Expected a .safetensors file; convert it with a tool you trust on a machine you can lose"
+    )
+
+
+def _parse_json(text: bytes, where: str) -> dict[str, Any]:
+    if not text.startswith(b"{"):
+        raise AdapterFileError(f"{where}: the header starts with {text[:8]!r}, expected {{")
+    try:
+        content = json.loads(text.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+    except (ValueError, RecursionError) as error:  # ValueError: bad UTF-8, bad JSON, a number of 5000 digits
+        raise AdapterFileError(f"{where}: the header cannot be read: {clip(str(error), 200)}") from error
+    if not content:
+        raise AdapterFileError(f"{where}: holds no tensors")
+    if len(content) > MAX_TENSORS:
+        raise AdapterFileError(f"{where}: {len(content)} tensors, the limit is {MAX_TENSORS}")
+    return content
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in content if names.count(name) > 1)
+        raise ValueError(f"{clip(twice)} is there twice")
+    return content
+
+
+def _no_constants(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _metadata(content: Any, where: str) -> dict[str, str]:
+    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
+        raise AdapterFileError(f"{where}: __metadata__ must map text to text")
+    if len(content) > MAX_METADATA:
+        raise AdapterFileError(f"{where}: {len(content)} metadata entries, the limit is {MAX_METADATA}")
+    problems = [f"metadata {clip(key)}: {reason}" for key in content if (reason := _name_problem(key))]
+    for key, value in content.items():
+        if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+            problems.append(f"metadata {clip(key)}: is not valid Unicode")
+    if problems:
+        raise AdapterFileError(f"{where}: the metadata is malformed.\n{listing(problems)}")
+    return {key: _UNPRINTABLE.sub("\ufffd", value) for key, value in content.items()}
+
+
+def _entries(content: Mapping[str, Any], data_size: int, where: str) -> dict[str, TensorEntry]:
+    problems: list[str] = []
+    entries: dict[str, TensorEntry] = {}
+    for name, fields in content.items():
+        reason = _name_problem(name) or _entry_problem(fields)
+        if reason:
+            problems.append(f"{clip(name)}: {reason}")
+            continue
+        entries[name] = TensorEntry(fields["dtype"], tuple(fields["shape"]), *fields["data_offsets"])
+    if not problems:
+        if not entries:
+            raise AdapterFileError(f"{where}: holds no tensors")
+        entries = dict(sorted(entries.items(), key=lambda item: item[1].begin))
+        problems = _cover_problems(entries, data_size)
+    if problems:
+        raise AdapterFileError(
+            f"{where}: the header is malformed: {len(problems)} problems.\n{listing(problems)}\n"
+            "The file is damaged or was made to mislead; download or export it again"
+        )
+    return entries
+
+
+def _name_problem(name: str) -> str | None:
+    if not 0 < len(name) <= MAX_NAME:
+        return f"a name of {len(name)} letters, expected 1 to {MAX_NAME}"
+    if not name.isprintable():
+        return "control characters in the name"
+    return None
+
+
+def _entry_problem(fields: Any) -> str | None:
+    if not isinstance(fields, dict) or fields.keys() != _FIELDS:
+        return f"expected exactly the fields {', '.join(sorted(_FIELDS))}"
+    dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        return f"dtype is {clip(str(dtype))}, expected one of {', '.join(DTYPES)}"
+    if not _whole_numbers(shape, MAX_DIM) or len(shape) > MAX_DIMS:
+        return f"the shape is {clip(str(shape))}, expected at most {MAX_DIMS} numbers from 0 to {MAX_DIM}"
+    if not _whole_numbers(offsets, 2**63) or len(offsets) != 2:
+        return f"data_offsets are {clip(str(offsets))}, expected two byte offsets"
+    expected = math.prod(shape) * DTYPES[dtype].itemsize
+    if expected == 0:
+        return f"the shape {shape} holds no values"
+    if offsets[1] - offsets[0] != expected:
+        return f"{offsets[1] - offsets[0]} bytes of data, expected {expected} for {dtype} {shape}"
+    return None
+
+
+def _whole_numbers(values: Any, limit: int) -> bool:
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        return False
+    return all(type(value) is int and 0 <= value <= limit for value in values)  # bool is an int, but no size
+
+
+def _cover_problems(entries: Mapping[str, TensorEntry], data_size: int) -> list[str]:
+    """Every place where the data section is not covered exactly once."""
+    problems = []
+    end, last = 0, ""
+    for name, entry in entries.items():
+        if entry.begin < end:
+            problems.append(
+                f"{clip(name)}: its data overlaps that of {clip(last)} by {end - entry.begin} bytes"
+            )
+        elif entry.begin > end:
+            problems.append(f"{clip(name)}: a hole of {entry.begin - end} bytes lies before its data")
+        end, last = max(end, entry.end), name
+    if end > data_size:
+        problems.append(
+            f"{clip(last)}: its data ends at byte {end} of the data section, which has {data_size}"
+        )
+    elif end < data_size:
+        problems.append(f"{data_size - end} bytes after the last tensor belong to none")
+    return problems
+
+
+def clip(text: str, limit: int = 80) -> str:
+    """`text` fit for an error message: unprintable letters escaped, and no longer than `limit`."""
+    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text[:limit])
+    return shown if len(text) <= limit else f"{shown}..."
