@@ -17,8 +17,9 @@ from difflora.kinds import Kind
 class AdapterMeta:
     """What is known about an adapter beside its tensors.
 
-    `training` holds facts under the names used in files (`ss_learning_rate`, `modelspec.title` ...); values are strings.
-    `file_hash` is the sha256 of the tensor data of the file it was read from (Civitai's AutoV3, untruncated).
+    `training` holds facts under the names used in files (`ss_learning_rate`, `modelspec.title` ...); values
+    are strings. `file_hash` is the sha256 of the tensor data of the file it was read from (Civitai's AutoV3,
+    untruncated).
     """
 
     name: str = "adapter"
@@ -33,9 +34,9 @@ class AdapterMeta:
 class Adapter:
     """Changes of named modules, and new words.
 
-    `modules` maps a path such as `unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q` to the kinds
-    that change it; `tokens` maps a word to its embedding vectors (vectors, dim).
-    Compare two adapters with `same`.
+    `modules` maps a path such as `unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q` to the
+    kinds that change it; `tokens` maps a word to its embedding vectors (vectors, dim). Compare two adapters
+    with `same`.
     """
 
     modules: Mapping[str, tuple[Kind, ...]]
@@ -57,7 +58,8 @@ class Adapter:
     def data_hash(self) -> str:
         """What this adapter is known by: 64 hex digits.
 
-        The sha256 of the file's tensor data (AutoV3) if it was read from a file, else of the same content in memory.
+        The sha256 of the file's tensor data (AutoV3) if it was read from a file, else of the same content in
+        memory.
         """
         return self.meta.file_hash or self.content_hash
 
@@ -80,7 +82,8 @@ class Adapter:
 
 
 def same(a: Adapter, b: Adapter) -> bool:
-    """Whether two adapters hold the same modules, kinds, factors and tokens, bit for bit; metadata is ignored."""
+    """Whether two adapters hold the same modules, kinds, factors and tokens, bit for bit; metadata is
+    ignored."""
     return a.content_hash == b.content_hash
 
 
@@ -125,7 +128,9 @@ class Stack:
     def with_weights(self, weights: Sequence[float | Weight]) -> "Stack":
         """The same adapters with other weights. Raises AdapterError if their number differs."""
         if len(weights) != len(self.entries):
-            raise AdapterError(f"{len(weights)} weights were given for a stack of {len(self.entries)} adapters")
+            raise AdapterError(
+                f"{len(weights)} weights were given for a stack of {len(self.entries)} adapters"
+            )
         pairs = zip(self.entries, weights, strict=True)
         return replace(self, entries=tuple((adapter, as_weight(weight)) for (adapter, _), weight in pairs))
 

@@ -14,6 +14,8 @@
     ├── LibraryError         an adapter name or hash that the library cannot resolve
     ├── CheckpointError      a checkpoint is damaged, or belongs to another run
     └── TrainingError        training cannot go on (non-finite loss ...)
+        ├── AlreadyTrained   the adapter is there already, and overwriting was not asked for
+        └── Interrupted      somebody asked the run to stop; its state was saved
 
 A message has four parts: what happened, where, what was expected against what was found, and the next step.
 """
@@ -75,6 +77,14 @@ class CheckpointError(DiffloraError):
 
 class TrainingError(DiffloraError):
     """Training cannot go on."""
+
+
+class AlreadyTrained(TrainingError):
+    """The finished adapter is there already, and overwriting was not asked for."""
+
+
+class Interrupted(TrainingError):
+    """Somebody asked the run to stop; its state was saved, and the same command continues."""
 
 
 def listing(items: Sequence[str], limit: int = 5) -> str:

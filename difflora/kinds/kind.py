@@ -32,7 +32,8 @@ class Kind(ABC):
     def delta(self, weight: Tensor | None = None) -> Tensor:
         """ΔW in float32, in the shape of `weight`, or (out, rest) when no weight is given.
 
-        Raises NeedsBase if `needs_weight` is true and there is no weight, AdapterError if the shapes disagree.
+        Raises NeedsBase if `needs_weight` is true and there is no weight, AdapterError if the shapes
+        disagree.
         """
 
     def bias_delta(self, bias: Tensor | None = None) -> Tensor | None:
@@ -49,4 +50,5 @@ class Kind(ABC):
 
     @abstractmethod
     def problem(self, shape: tuple[int, ...]) -> str | None:
-        """Why this change does not fit a weight of `shape`, in the words of an error message; None if it fits."""
+        """Why this change does not fit a weight of `shape`, in the words of an error message; None if it
+        fits."""

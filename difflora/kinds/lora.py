@@ -33,7 +33,9 @@ class LoRA(Kind):
     def __post_init__(self) -> None:
         down, up = tuple(self.down.shape), tuple(self.up.shape)
         if len(down) not in (2, 4) or len(up) not in (2, 4):
-            raise AdapterError(f"down is {down} and up is {up}; expected 2 dimensions (linear) or 4 (convolution)")
+            raise AdapterError(
+                f"down is {down} and up is {up}; expected 2 dimensions (linear) or 4 (convolution)"
+            )
         if len(up) == 4 and up[2:] != (1, 1):
             raise AdapterError(f"up is {up}; expected (out, rank, 1, 1)")
         if down[0] != up[1]:
@@ -69,7 +71,8 @@ class LoRA(Kind):
     def problem(self, shape: tuple[int, ...]) -> str | None:
         """None if ΔW can be added to a weight of `shape`.
 
-        A 2-D pair fits a 1×1 convolution and the other way round: files in the wild hold both for the same layer.
+        A 2-D pair fits a 1×1 convolution and the other way round: files in the wild hold both for the same
+        layer.
         """
         out, rest = self.up.shape[0], self.down.shape[1:]
         columns = rest.numel()
@@ -78,4 +81,5 @@ class LoRA(Kind):
             fits = tuple(rest) == tuple(shape[1:])
         if fits:
             return None
-        return f"down is {tuple(self.down.shape)} and up is {tuple(self.up.shape)}, the layer's weight is {shape}"
+        factors = f"down is {tuple(self.down.shape)} and up is {tuple(self.up.shape)}"
+        return f"{factors}, but the layer's weight is {shape}"
