@@ -1,0 +1,111 @@
+"""difflora trains adapters for diffusion models, draws with any weighted mix of them, and does arithmetic on them.
+
+The names below are the public ones. Each is imported when it is first asked for, so `import difflora` is quick.
+"""
+
+import sys
+from importlib import import_module
+from importlib.metadata import version
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from difflora.adapter import Adapter, AdapterMeta, Stack, Weight, same
+    from difflora.apply import applied
+    from difflora.errors import AlreadyTrained, DiffloraError, Interrupted
+    from difflora.families import Model, identify, load
+    from difflora.fit import FitReport, fits
+    from difflora.formats import FileReport, inspect, read, write
+    from difflora.generate import generate, replay
+    from difflora.grid import Axis, grid
+    from difflora.library import Library, resolve
+    from difflora.recipe import Recipe, Request, read_recipe, save_png
+    from difflora.samplers import SAMPLERS
+    from difflora.training.config import TrainConfig, configure
+    from difflora.training.loop import StepReport, train
+    from difflora.training.presets import PRESETS
+
+    __version__: str
+
+__all__ = [
+    "PRESETS",
+    "SAMPLERS",
+    "Adapter",
+    "AdapterMeta",
+    "AlreadyTrained",
+    "Axis",
+    "DiffloraError",
+    "FileReport",
+    "FitReport",
+    "Interrupted",
+    "Library",
+    "Model",
+    "Recipe",
+    "Request",
+    "Stack",
+    "StepReport",
+    "TrainConfig",
+    "Weight",
+    "__version__",
+    "applied",
+    "configure",
+    "fits",
+    "generate",
+    "grid",
+    "identify",
+    "inspect",
+    "load",
+    "read",
+    "read_recipe",
+    "replay",
+    "resolve",
+    "same",
+    "save_png",
+    "train",
+    "write",
+]
+
+_NAMES = {
+    "adapter": ("Adapter", "AdapterMeta", "Stack", "Weight", "same"),
+    "apply": ("applied",),
+    "errors": ("AlreadyTrained", "DiffloraError", "Interrupted"),
+    "families": ("Model", "identify", "load"),
+    "fit": ("FitReport", "fits"),
+    "formats": ("FileReport", "inspect", "read", "write"),
+    "generate": ("generate", "replay"),
+    "grid": ("Axis", "grid"),
+    "library": ("Library", "resolve"),
+    "recipe": ("Recipe", "Request", "read_recipe", "save_png"),
+    "samplers": ("SAMPLERS",),
+    "training.config": ("TrainConfig", "configure"),
+    "training.loop": ("StepReport", "train"),
+    "training.presets": ("PRESETS",),
+}
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = version("difflora")
+    elif name in _HOMES:
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+class _Package(ModuleType):
+    """This module: `difflora.generate` and `difflora.grid` are the functions, also once the modules that hold them
+    are imported, which would otherwise take the name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
