@@ -116,6 +116,12 @@ def fit_image(image: Image.Image, bucket: Bucket) -> Image.Image:
     return image.resize(bucket, Image.Resampling.LANCZOS, box=box)
 
 
+def crop_origin(size: tuple[int, int], bucket: Bucket) -> tuple[int, int]:
+    """(left, top) of what `fit_image` keeps, in pixels of the scaled image; what SDXL is told about a crop."""
+    scale = _cover(size, bucket)
+    return round((size[0] * scale - bucket[0]) / 2), round((size[1] * scale - bucket[1]) / 2)
+
+
 def _cover(size: tuple[int, int], bucket: Bucket) -> float:
     return max(bucket[0] / size[0], bucket[1] / size[1])
 
