@@ -1,0 +1,102 @@
+"""Where and how a base computes: device, number format, attention, offload."""
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from difflora.errors import ConfigError
+from difflora.families.family import Family
+
+ATTENTION = ("auto", "sdpa", "xformers")
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or the first there is of cuda, mps, cpu. Raises ConfigError if it is not there."""
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"device={device!r} is none that torch knows; use cuda, cuda:1, mps or cpu"
+        ) from error
+    count = torch.cuda.device_count() if chosen.type == "cuda" else 1
+    is_there = {"cpu": True, "mps": torch.backends.mps.is_available()}.get(
+        chosen.type, torch.cuda.is_available()
+    )
+    if not is_there or (chosen.index or 0) >= count:
+        raise ConfigError(
+            f"device={device!r} is not there: this torch {torch.__version__} finds {torch.cuda.device_count()} CUDA devices. "
+            "Use device='cpu', or install a torch build for your GPU."
+        )
+    return chosen
+
+
+def pick_dtype(dtype: str | torch.dtype | None, *, family: Family, device: torch.device) -> torch.dtype:
+    """The number format asked for, or the usual one: float32 on the CPU, float16 for SD 1.x and 2.x on a GPU, bfloat16
+    for others. Raises ConfigError on one that is not known."""
+    if dtype is None:
+        if device.type == "cpu":
+            return torch.float32
+        return torch.bfloat16 if family.vae_overflows else torch.float16
+    chosen = DTYPES.get(dtype, None) if isinstance(dtype, str) else dtype
+    if chosen not in DTYPES.values():
+        raise ConfigError(f"dtype={dtype!r} is not known; use one of: {', '.join(DTYPES)}")
+    return chosen
+
+
+def require_attention(attention: str, device: torch.device) -> None:
+    """Raises ConfigError if `attention` is not known, or is xformers where that cannot run."""
+    if attention not in ATTENTION:
+        raise ConfigError(f"attention={attention!r} is not known; use one of: {', '.join(ATTENTION)}")
+    if attention != "xformers":
+        return
+    instead = "Use attention='sdpa', PyTorch's own, which is as fast on present GPUs."
+    if find_spec("xformers") is None:
+        raise ConfigError(
+            f"attention='xformers': xformers is not installed (`pip install xformers`). {instead}"
+        )
+    if device.type != "cuda":
+        raise ConfigError(
+            f"attention='xformers': xformers has no operator for the device {device}. {instead}"
+        )
+
+
+def use_attention(pipeline: Any, attention: str) -> None:
+    """Turns xformers on where it was asked for; "sdpa" and "auto" are what diffusers does by itself.
+
+    Raises ConfigError if xformers has no operator for this GPU and number format.
+    """
+    if attention != "xformers":
+        return
+    try:
+        pipeline.enable_xformers_memory_efficient_attention()
+    except (NotImplementedError, ImportError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"attention='xformers': it has no operator that runs here: {str(error).splitlines()[0]}. Install a build for "
+            f"torch {torch.__version__}, or use attention='sdpa'."
+        ) from error
+
+
+def require_offload(device: torch.device) -> None:
+    """Raises ConfigError if there is no GPU to move weights off."""
+    if device.type == "cpu":
+        raise ConfigError(
+            "offload=True keeps weights off a GPU until they are used, and the device is cpu: leave it out."
+        )
+
+
+def place(pipeline: Any, *, device: torch.device, offload: bool) -> None:
+    """Moves the pipeline to its device; under offload one component at a time is moved there when it is called, and
+    the VAE works on tiles and single images, which SDXL needs on a card of 8 GB."""
+    if not offload:
+        pipeline.to(device)
+        return
+    pipeline.enable_model_cpu_offload(device=device)
+    pipeline.vae.enable_tiling()
+    pipeline.vae.enable_slicing()
