@@ -164,7 +164,7 @@ def _replacing(target: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(target.parent)
+    fsync_folder(target.parent)
 
 
 def _sweep(folder: Path, stem: str) -> None:
@@ -176,7 +176,7 @@ def _sweep(folder: Path, stem: str) -> None:
                 leftover.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
     """Makes a rename in `folder` survive a power cut. Windows has no such call and needs none."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)

@@ -18,8 +18,8 @@ LEGACY_WINDOW = (0x100000, 0x110000)
 class FileHashes:
     """The hashes of one safetensors file, in lower-case hex.
 
-    `data_hash` covers the data section only, so it does not change with the metadata: kohya's sshs_model_hash.
-    `sha256` covers the whole file. The short forms are Civitai's.
+    `data_hash` covers the data section only, so it does not change with the metadata: kohya's
+    sshs_model_hash. `sha256` covers the whole file. The short forms are Civitai's.
     """
 
     data_hash: str
@@ -55,9 +55,9 @@ def hashes(path: str | os.PathLike[str]) -> FileHashes:
 def kohya_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
     """`sshs_model_hash` and `sshs_legacy_hash` of a file of these tensors and this metadata.
 
-    The legacy hash is of 64 KiB at 1 MiB into a file whose metadata holds the `ss_*` keys alone: not the file that
-    is written. A smaller file has the hash of nothing, e3b0c442.
-    Source: `precalculate_safetensors_hashes` of kohya's sd-scripts.
+    The legacy hash is of 64 KiB at 1 MiB into a file whose metadata holds the `ss_*` keys alone: not the
+    file that is written. A smaller file has the hash of nothing, e3b0c442. Source:
+    `precalculate_safetensors_hashes` of kohya's sd-scripts.
     """
     training = {key: value for key, value in metadata.items() if key.startswith("ss_")}
     window = window_of(tensors, training, *LEGACY_WINDOW)

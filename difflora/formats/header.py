@@ -186,7 +186,7 @@ def _entries(content: Mapping[str, Any], data_size: int, where: str) -> dict[str
         problems = _cover_problems(entries, data_size)
     if problems:
         raise AdapterFileError(
-            f"{where}: the header is malformed: {len(problems)} problems.\n{listing(problems)}\n"
+            f"{where}: the header is malformed (problems: {len(problems)}).\n{listing(problems)}\n"
             "The file is damaged or was made to mislead; download or export it again"
         )
     return entries
