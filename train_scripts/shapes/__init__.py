@@ -1,1 +1,1 @@
-"""The embedded base: a procedural world of captioned scenes, and the trainers of the small Stable Diffusion made on it."""
+"""The embedded base: captioned scenes drawn by program, and a small Stable Diffusion trained on them."""

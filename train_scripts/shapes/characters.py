@@ -1,4 +1,4 @@
-"""A composed subject: a small robot, always of the same parts and colours, in a new place and pose each time."""
+"""A composed subject: a small robot of the same parts and colours, in a new place and pose each time."""
 
 import random
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ TRIGGER = "sks robot"
 
 @dataclass(frozen=True, slots=True)
 class RobotScene:
-    """The robot on a plain background. `x`, `y`, `height` are fractions of the image; `wave` raises an arm."""
+    """The robot on a plain background. `x`, `y`, `height` are fractions of the image; `wave` lifts an arm."""
 
     background: str
     x: float

@@ -25,8 +25,8 @@ def publish(pipeline: Any, folder: Path) -> None:
     """Write `pipeline` to `folder` as float16 safetensors; the same weights give the same bytes.
 
     The text encoder keeps the `text_model.` level in its tensor names and the tokenizer is also written as
-    `vocab.json` and `merges.txt`: transformers 4 and every older tool expect both. No config names the folder that
-    the weights came from.
+    `vocab.json` and `merges.txt`: transformers 4 and every older tool expect both. No config names the
+    folder that the weights came from.
     """
     for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         module.to(torch.float16)

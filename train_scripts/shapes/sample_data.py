@@ -30,9 +30,9 @@ MIXED_SIZES = (  # width × height in pixels
 
 
 def write_sample_data(root: Path, *, seed: int) -> list[Path]:
-    """Write every sample folder under `root` and return the images' paths; the same seed gives the same bytes.
+    """Write every sample folder under `root`, return the images' paths; the same seed gives the same bytes.
 
-    `styles/STYLE/` 24 images of 128×128 each, `subjects/robot/` 8 of 128×128, `mixed_sizes/` 12 of many sizes.
+    `styles/STYLE/` 24 images of 128×128 each, `subjects/robot/` 8 of 128×128, `mixed_sizes/` 12 others.
     """
     written = []
     for style in STYLES:

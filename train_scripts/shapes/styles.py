@@ -1,6 +1,6 @@
 """Four looks for a scene, each a function of the picture alone. Widths are in pixels and made for 128×128.
 
-A style tells objects from the background by the colour of the top left pixel, so the background must be plain.
+Objects are what differs from the colour of the top left pixel, so the background must be plain.
 """
 
 from collections.abc import Callable, Mapping

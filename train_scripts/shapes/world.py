@@ -116,7 +116,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What is drawn and what is said of it. Of two things, `relation` says how the first lies to the second."""
+    """What is drawn and said. Of two things, `relation` says how the first lies to the second."""
 
     background: str
     background_rgb: RGB

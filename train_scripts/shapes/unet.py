@@ -1,0 +1,187 @@
+"""UNet and text encoder trained on with v-prediction down to zero terminal signal.
+
+Zero terminal SNR is essential here: with any signal left in the last timestep, the mean colour of a flat
+scene can be read from the noised latent, and the network never learns to take colours from the prompt.
+Source: Lin et al. 2023 (zero terminal SNR), Hang et al. 2023 (min-SNR).
+"""
+
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from train_scripts.shapes.pictures import sheet, to_tensor
+from train_scripts.shapes.trainee import Rate, Trainee, generator, named
+from train_scripts.shapes.vae import EDGE, Report
+from train_scripts.shapes.world import Odds, Scene, random_scene
+
+HARDER = Odds(pair=0.5, small=0.4, large=0.25, favoured=("heart", "star", "diamond", "triangle"), favour=1.6)
+CAPTION_DROPOUT = 0.1
+SNR_CAP = 5.0
+ENCODE_BATCH = 32
+PREVIEW_PROMPTS = (
+    "a red circle on a blue background",
+    "a large yellow star on a purple background",
+    "a green heart on a white background",
+    "a small black triangle on a white background",
+    "a teal cross on a orange background",
+    "a pink diamond on a black background",
+    "a small white heart on a red background",
+    "a large orange ring on a teal background",
+    "a green heart left of a white square on a black background",
+    "a blue ring above a pink diamond on a yellow background",
+    "a red star right of a yellow circle on a teal background",
+    "a purple cross below a orange triangle on a white background",
+    "a white heart above a black heart on a green background",
+    "a blue square left of a red ring on a pink background",
+    "a black diamond right of a teal star on a red background",
+    "a yellow triangle below a purple circle on a orange background",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class UNetOptions:
+    """How the UNet is trained; `steps` is the whole length, of which a resumed run makes the rest."""
+
+    steps: int = 6000
+    batch: int = 32
+    scenes: int = 20000
+    peak_rate: float = 5e-4
+    seed: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Latents:
+    """Encoded scenes: `latents` (N, 4, 16, 16) as the UNet sees them, `tokens` (N, 32) of their captions."""
+
+    latents: Tensor
+    tokens: Tensor
+
+
+def training_scenes(count: int, *, seed: int) -> list[Scene]:
+    """Scenes to train on, harder ones more often, none of them held out."""
+    rng = random.Random(f"{seed} scenes")
+    scenes = (random_scene(rng, HARDER) for _ in iter(int, 1))
+    kept = (scene for scene in scenes if not scene.held_out)
+    return [next(kept) for _ in range(count)]
+
+
+def encode_scenes(pipeline: Any, options: UNetOptions, cache: Path) -> Latents:
+    """The scenes of `options`, encoded; from the folder `cache` when it has them for this encoder."""
+    scenes = training_scenes(options.scenes, seed=options.seed)
+    tokens = tokenize(pipeline, [scene.caption for scene in scenes])
+    file = cache / f"latents-{_fingerprint(pipeline.vae.encoder, scenes)}.safetensors"
+    if not file.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        save_file({"latents": _encode(pipeline.vae, scenes)}, file)
+    return Latents(load_file(file)["latents"], tokens)
+
+
+def tokenize(pipeline: Any, prompts: list[str]) -> Tensor:
+    """Token ids (N, length), each prompt padded to the tokenizer's whole length."""
+    tokenizer = pipeline.tokenizer
+    length = tokenizer.model_max_length
+    return tokenizer(
+        prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    ).input_ids
+
+
+@torch.no_grad()
+def _encode(vae: Any, scenes: list[Scene]) -> Tensor:
+    encoded = []
+    for start in range(0, len(scenes), ENCODE_BATCH):
+        images = [scene.render(EDGE, EDGE) for scene in scenes[start : start + ENCODE_BATCH]]
+        with torch.autocast("cpu", torch.bfloat16):
+            mean = vae.encode(to_tensor(images)).latent_dist.mean
+        encoded.append(mean.float() * vae.config.scaling_factor)
+    return torch.cat(encoded)
+
+
+def _fingerprint(encoder: torch.nn.Module, scenes: list[Scene]) -> str:
+    digest = hashlib.sha256(repr(scenes).encode())
+    for tensor in encoder.state_dict().values():
+        digest.update(tensor.float().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def unet_trainee(pipeline: Any, options: UNetOptions) -> Trainee:
+    """The parameters of UNet and text encoder ready to train; the VAE's are frozen."""
+    pipeline.vae.requires_grad_(False)
+    parameters = named(pipeline.unet, "unet") | named(pipeline.text_encoder, "text_encoder")
+    return Trainee(parameters, rate=Rate(options.peak_rate, options.steps), decay=0.998)
+
+
+def train_unet(pipeline: Any, trainee: Trainee, data: Latents, options: UNetOptions) -> Iterator[Report]:
+    """Train `pipeline.unet` and `pipeline.text_encoder` in place until `options.steps` are made."""
+    noising = DDPMScheduler.from_config(pipeline.scheduler.config)
+    no_caption = tokenize(pipeline, [""])
+    while trainee.step < options.steps:
+        pipeline.unet.train()
+        pipeline.text_encoder.train()
+        loss = _loss(
+            pipeline, noising, data, no_caption, options.batch, generator(options.seed, trainee.step)
+        )
+        trainee.update(loss)
+        yield Report(trainee.step, loss.item())
+
+
+def _loss(
+    pipeline: Any,
+    noising: Any,
+    data: Latents,
+    no_caption: Tensor,
+    batch: int,
+    random_numbers: torch.Generator,
+) -> Tensor:
+    rows = torch.randint(len(data.latents), (batch,), generator=random_numbers)
+    latents, tokens = data.latents[rows], data.tokens[rows]
+    dropped = torch.rand(batch, 1, generator=random_numbers) < CAPTION_DROPOUT
+    tokens = torch.where(dropped, no_caption, tokens)
+    noise = torch.randn(latents.shape, generator=random_numbers)
+    timesteps = _spread_timesteps(batch, noising.config.num_train_timesteps, random_numbers)
+    noisy = noising.add_noise(latents, noise, timesteps)
+    with torch.autocast("cpu", torch.bfloat16):
+        text = pipeline.text_encoder(tokens).last_hidden_state
+        predicted = pipeline.unet(noisy, timesteps, text).sample
+    error = (predicted.float() - noising.get_velocity(latents, noise, timesteps)).pow(2).mean(dim=(1, 2, 3))
+    return (error * min_snr_weight(noising.alphas_cumprod[timesteps])).mean()
+
+
+def _spread_timesteps(batch: int, count: int, random_numbers: torch.Generator) -> Tensor:
+    """One timestep from each of `batch` even parts of the range: the loss varies less from step to step."""
+    places = torch.arange(batch) + torch.rand(batch, generator=random_numbers)
+    return (places * count / batch).long().clamp(max=count - 1)
+
+
+def min_snr_weight(alphas_cumprod: Tensor) -> Tensor:
+    """Weight of a squared error of velocity: min(SNR + 1, 5) / (SNR + 1).
+
+    A squared error of velocity is SNR + 1 times one of the clean latent, which is what min-SNR caps. Without
+    the one in the numerator the last timestep, where SNR is zero, would not be learned at all.
+    """
+    snr_plus_one = 1 / (1 - alphas_cumprod)
+    return snr_plus_one.clamp(max=SNR_CAP) / snr_plus_one
+
+
+@torch.no_grad()
+def preview_sheet(pipeline: Any, file: Path) -> None:
+    """Write a sheet of the preview prompts, two seeds each, as the base draws them now."""
+    pipeline.unet.eval()
+    pipeline.text_encoder.eval()
+    images = pipeline(
+        list(PREVIEW_PROMPTS) * 2,
+        num_inference_steps=25,
+        guidance_scale=4.0,
+        guidance_rescale=0.7,
+        height=EDGE,
+        width=EDGE,
+        generator=torch.Generator().manual_seed(0),
+    ).images
+    sheet(images, columns=8).save(file)

@@ -1,0 +1,121 @@
+"""Sharper pictures from the same latents: the VAE's decoder trained on, its encoder frozen.
+
+With the encoder untouched, every latent keeps its meaning, and a UNet trained before goes on fitting.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from train_scripts.shapes.characters import random_robot
+from train_scripts.shapes.pictures import sheet, to_images, to_tensor
+from train_scripts.shapes.styles import STYLES
+from train_scripts.shapes.trainee import Rate, Trainee, generator, named
+from train_scripts.shapes.world import COLOURS, random_scene
+
+EDGE = 128
+LOOKS = ("plain",) * 5 + (*STYLES, "robot")  # every look but the plain one is a tenth of the images
+LATENT_NOISE = 0.1  # most noise, in standard deviations of a latent
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderOptions:
+    """How the decoder is trained; `steps` is the whole length, of which a resumed run makes the rest."""
+
+    steps: int = 2000
+    batch: int = 8
+    peak_rate: float = 1e-3
+    seed: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One step made, and its loss."""
+
+    step: int
+    loss: float
+
+
+def decoder_trainee(vae: Any, options: DecoderOptions) -> Trainee:
+    """The decoder's parameters ready to train; the encoder's are frozen."""
+    vae.requires_grad_(False)
+    vae.decoder.requires_grad_(True)
+    vae.post_quant_conv.requires_grad_(True)
+    parameters = named(vae.decoder, "decoder") | named(vae.post_quant_conv, "post_quant_conv")
+    return Trainee(parameters, rate=Rate(options.peak_rate, options.steps), decay=0.998)
+
+
+def train_decoder(vae: Any, trainee: Trainee, options: DecoderOptions) -> Iterator[Report]:
+    """Train `vae.decoder` in place until `options.steps` are made."""
+    vae.train()
+    while trainee.step < options.steps:
+        random_numbers = generator(options.seed, trainee.step)
+        pixels = to_tensor(random_pictures(options.batch, seed=f"{options.seed} {trainee.step}"))
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                latents = vae.encode(pixels).latent_dist.mean
+            # A UNet's latents are never quite clean: half of the images are decoded from noisy ones.
+            spread = (torch.rand(options.batch, 1, 1, 1, generator=random_numbers) * 2 - 1).clamp(min=0)
+            noise = torch.randn(latents.shape, generator=random_numbers)
+            spread = spread * LATENT_NOISE / vae.config.scaling_factor
+            decoded = vae.decode(latents.float() + spread * noise).sample
+        loss = crisp_loss(decoded.float(), pixels)
+        trainee.update(loss)
+        yield Report(trainee.step, loss.item())
+
+
+def crisp_loss(decoded: Tensor, wanted: Tensor) -> Tensor:
+    """Absolute error of pixels, counted more at wanted edges, and of their differences to neighbours.
+
+    Absolute rather than squared: of several places an edge could be, it picks one instead of blurring.
+    """
+    error = decoded - wanted
+    loss = (error.abs() * (1 + 2 * _edges(wanted))).mean()
+    for axis in (2, 3):
+        loss = loss + 0.5 * error.diff(dim=axis).abs().mean()
+    return loss
+
+
+def _edges(pixels: Tensor) -> Tensor:
+    """(N, 1, height, width): 1 on and beside an edge, 0 on flat ground."""
+    highest = functional.max_pool2d(pixels, 3, stride=1, padding=1)
+    lowest = -functional.max_pool2d(-pixels, 3, stride=1, padding=1)
+    return (highest - lowest).amax(dim=1, keepdim=True).clamp(max=1)
+
+
+def random_pictures(count: int, *, seed: str) -> list[Image.Image]:
+    """Pictures of every look that a decoder must draw: plain scenes, styled scenes, and the robot."""
+    rng = random.Random(seed)
+    return [_random_picture(rng) for _ in range(count)]
+
+
+def _random_picture(rng: random.Random) -> Image.Image:
+    look = rng.choice(LOOKS)
+    if look == "robot":
+        return random_robot(rng, rng.choice(list(COLOURS))).render(EDGE)
+    image = random_scene(rng).render(EDGE, EDGE)
+    return STYLES[look](image) if look in STYLES else image
+
+
+@torch.no_grad()
+def psnr(vae: Any, images: list[Image.Image]) -> float:
+    """Mean over the images of the peak signal-to-noise ratio in decibels after encoding and decoding."""
+    wanted = to_tensor(images)
+    decoded = vae.decode(vae.encode(wanted).latent_dist.mean).sample.clamp(-1, 1)
+    return (10 * torch.log10(4 / (decoded - wanted).pow(2).mean(dim=(1, 2, 3)))).mean().item()
+
+
+@torch.no_grad()
+def reconstruction_sheet(vae: Any, file: Path) -> None:
+    """Write a sheet of unseen pictures, each row of originals above its reconstructions."""
+    images = random_pictures(20, seed="sheet")
+    decoded = to_images(vae.decode(vae.encode(to_tensor(images)).latent_dist.mean).sample)
+    rows = [images[:10], decoded[:10], images[10:], decoded[10:]]
+    sheet([image for row in rows for image in row], columns=10).save(file)
