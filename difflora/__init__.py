@@ -1,6 +1,6 @@
-"""difflora trains adapters for diffusion models, draws with any weighted mix of them, and does arithmetic on them.
+"""Trains adapters for diffusion models, draws with any weighted mix of them, and does arithmetic on them.
 
-The names below are the public ones. Each is imported when it is first asked for, so `import difflora` is quick.
+The names below are the public ones. Each is imported when first asked for, so `import difflora` is quick.
 """
 
 import sys
@@ -100,8 +100,8 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """This module: `difflora.generate` and `difflora.grid` are the functions, also once the modules that hold them
-    are imported, which would otherwise take the name."""
+    """This module. The import system binds every submodule to its name here; `difflora.generate` and
+    `difflora.grid` stay the functions that users call."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOMES and isinstance(value, ModuleType)):
