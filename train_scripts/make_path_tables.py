@@ -1,7 +1,8 @@
-"""Writes the table of module paths of every model variant from its configs: `python -m train_scripts.make_path_tables`.
+"""Writes the table of module paths of every model variant from its configs: `python -m
+train_scripts.make_path_tables`.
 
-The models are built on the meta device, so this needs neither weights nor memory. Run it after changing a config in
-`difflora/families/assets`, or when adding a family; a test compares the tables with the models.
+The models are built on the meta device, so this needs neither weights nor memory. Run it after changing a
+config in `difflora/families/assets`, or when adding a family; a test compares the tables with the models.
 """
 
 import json

@@ -62,8 +62,8 @@ def identify(
 ) -> BaseFacts:
     """What `base` is: read from a file's header or a folder's configs, without building the model; no sha256.
 
-    Of a model on the Hub only the configs are fetched. An SD 2.x file that does not say so itself is taken for the
-    v-prediction one at 768 pixels, as most are: its shapes are those of the other.
+    Of a model on the Hub only the configs are fetched. An SD 2.x file that does not say so itself is taken
+    for the v-prediction one at 768 pixels, as most are: its shapes are those of the other.
     Raises BaseModelError if it is no base of any family, ConfigError on an override that is not known.
     """
     overrides = Overrides(family, prediction_type, zero_terminal_snr)
@@ -78,8 +78,9 @@ def place_facts(place: Folder | File, overrides: Overrides) -> BaseFacts:
     facts = _file_facts(place, overrides) if isinstance(place, File) else _folder_facts(place, overrides)
     if facts.zero_terminal_snr and facts.prediction_type == "epsilon":
         raise BaseModelError(
-            f"{place.path}: epsilon prediction cannot be combined with a zero terminal signal-to-noise ratio: at the last "
-            "step the noise says nothing of the image. Give prediction_type='v_prediction' or zero_terminal_snr=False."
+            f"{place.path}: epsilon prediction cannot be combined with a zero terminal signal-to-noise "
+            "ratio: at the last step the noise says nothing of the image. Give "
+            "prediction_type='v_prediction' or zero_terminal_snr=False."
         )
     return facts
 
@@ -92,8 +93,8 @@ def _folder_facts(place: Folder, overrides: Overrides) -> BaseFacts:
     prediction = overrides.prediction_type or scheduler.get("prediction_type", "epsilon")
     if prediction not in PREDICTION_TYPES:
         raise BaseModelError(
-            f"{place.path}: its scheduler predicts {prediction!r}, expected one of {', '.join(PREDICTION_TYPES)}. "
-            "Give prediction_type if the config is wrong."
+            f"{place.path}: its scheduler predicts {prediction!r}, expected one of "
+            f"{', '.join(PREDICTION_TYPES)}. Give prediction_type if the config is wrong."
         )
     width, cross = unet.get("block_out_channels", [0])[0], unet.get("cross_attention_dim")
     variant = _variant(found, width=width, cross=cross)
@@ -132,8 +133,9 @@ def _file_facts(place: File, overrides: Overrides) -> BaseFacts:
     variant = _variant(found, width=first[0], cross=_cross_dim(header))
     if variant == SMALL:
         raise BaseModelError(
-            f"{place.path}: its UNet is {first[0]} channels wide with a text width of {_cross_dim(header)}, which is no "
-            f"model of {found.title}. A single file has no configs of its own: convert it to a diffusers folder."
+            f"{place.path}: its UNet is {first[0]} channels wide with a text width of {_cross_dim(header)}, "
+            f"which is no model of {found.title}. A single file has no configs of its own: convert it to a "
+            "diffusers folder."
         )
     prediction = overrides.prediction_type or _file_prediction(header, variant)
     return BaseFacts(
@@ -195,8 +197,8 @@ def _edge(unet: Mapping[str, Any]) -> int:
 def _require_text_to_image(path: Path, *, channels: int) -> None:
     if channels != 4:
         raise BaseModelError(
-            f"{path}: its UNet takes {channels} channels, expected 4. It looks like a model for inpainting or editing; "
-            "use the text-to-image base that it was made from."
+            f"{path}: its UNet takes {channels} channels, expected 4. It looks like a model for inpainting "
+            "or editing; use the text-to-image base that it was made from."
         )
 
 

@@ -21,7 +21,7 @@ Naming = Literal["sgm", "clip", "open_clip"]
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """Where a component lies in a single-file checkpoint: the prefix of its tensors, and how they are named after it."""
+    """Where a component lies in a single-file checkpoint: the prefix of its tensors, and their naming."""
 
     prefix: str
     naming: Naming
@@ -31,8 +31,8 @@ class Original:
 class Component:
     """A part of a base model that adapters change, under its name in the diffusers pipeline.
 
-    Flattened names of kohya files are written with `kohya_prefix`; `kohya_aliases` are read as well. A single-file
-    checkpoint has the component in one of the `originals`.
+    Flattened names of kohya files are written with `kohya_prefix`; `kohya_aliases` are read as well. A
+    single-file checkpoint has the component in one of the `originals`.
     """
 
     name: str
@@ -44,10 +44,10 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class TextSpec:
-    """How text becomes the UNet's condition; the hidden states of all text encoders are joined along features.
+    """How text becomes the UNet's condition; the states of all text encoders are joined along features.
 
-    `default_skip` layers at the end are left out at clip skip 1: 0 takes the last hidden state, 1 the one before.
-    `final_norm`: whether the encoder's final layer norm is applied to the state that is taken.
+    `default_skip` layers at the end are left out at clip skip 1: 0 takes the last hidden state, 1 the one
+    before. `final_norm`: whether the encoder's final layer norm is applied to the state that is taken.
     `pooled_from`: the component whose projected pooled output is the second condition, or None.
     """
 
@@ -60,8 +60,8 @@ class TextSpec:
 class Family:
     """One family of base models, such as everything with the architecture of SDXL.
 
-    `variants` name folders of component configs in `assets/`, each with a table of module paths;
-    `marker` is a tensor that only single-file checkpoints of this family have. `vae_overflows`: whether its VAE needs
+    `variants` name folders of component configs in `assets/`, each with a table of module paths; `marker` is
+    a tensor that only single-file checkpoints of this family have. `vae_overflows`: whether its VAE needs
     more range than float16 has, unless the VAE's own config denies it (`force_upcast`).
     """
 
@@ -88,16 +88,16 @@ class Family:
 
     @cached_property
     def kohya_names(self) -> Mapping[str, str]:
-        """Accepted flattened name, up to the first dot of a key -> path. Read by look-up only: "_" is ambiguous.
+        """Accepted flattened name (a key up to its first dot) -> path. For look-ups only: "_" is ambiguous.
 
-        Takes diffusers and SGM names of UNet modules, and text modules with and without their `text_model` level.
+        Takes diffusers and SGM names of UNet modules, and text names with and without `text_model`.
         """
         return MappingProxyType(
             {spelling: path for path in sorted(self.paths) for spelling in self._spellings(path)}
         )
 
     def kohya_name(self, path: str) -> str:
-        """The one flattened name that is written for `path`. Raises KeyError if the family has no such path."""
+        """The one flattened name that is written for `path`. Raises KeyError if there is no such path."""
         if path not in self.paths:
             raise KeyError(path)
         part = self.component(path)
@@ -149,6 +149,6 @@ def _flatten(prefix: str, dotted: str) -> str:
 
 
 def variant_folder(variant: str, prediction_type: str) -> Path:
-    """The component configs of a variant. One trained for v-prediction as well has a folder `<variant>-v` of its own."""
+    """The component configs of a variant; one with a v-prediction sibling has a folder `<variant>-v` too."""
     own = ASSETS / f"{variant}-v"
     return own if prediction_type == "v_prediction" and own.is_dir() else ASSETS / variant

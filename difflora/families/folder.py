@@ -45,8 +45,8 @@ def read_folder(folder: Path, family: Family, *, dtype: torch.dtype, vae: Any | 
         )
     except (OSError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise BaseModelError(
-            f"{folder}: diffusers cannot build a {family.pipeline_class} from it: {error}. Export the model again, or "
-            "check that it belongs to this family."
+            f"{folder}: diffusers cannot build a {family.pipeline_class} from it: {error}. Export the model "
+            "again, or check that it belongs to this family."
         ) from error
 
 

@@ -14,7 +14,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, or the first there is of cuda, mps, cpu. Raises ConfigError if it is not there."""
+    """The device asked for, or the first there is of cuda, mps, cpu. Raises ConfigError if there is none."""
     if device is None:
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -31,21 +31,25 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     )
     if not is_there or (chosen.index or 0) >= count:
         raise ConfigError(
-            f"device={device!r} is not there: this torch {torch.__version__} finds {torch.cuda.device_count()} CUDA devices. "
-            "Use device='cpu', or install a torch build for your GPU."
+            f"device={device!r} is not there: this torch {torch.__version__} finds "
+            f"{torch.cuda.device_count()} CUDA devices. Use device='cpu', or install a torch build for your "
+            "GPU."
         )
     return chosen
 
 
 def pick_dtype(dtype: str | torch.dtype | None, *, family: Family, device: torch.device) -> torch.dtype:
-    """The number format asked for, or the usual one: float32 on the CPU, float16 for SD 1.x and 2.x on a GPU, bfloat16
-    for others. Raises ConfigError on one that is not known."""
+    """The number format asked for, or the usual one.
+
+    That is float32 on the CPU; on a GPU float16 for SD 1.x and 2.x and bfloat16 for SDXL.
+    Raises ConfigError on one that is not known.
+    """
     if dtype is None:
         if device.type == "cpu":
             return torch.float32
         return torch.bfloat16 if family.vae_overflows else torch.float16
-    chosen = DTYPES.get(dtype, None) if isinstance(dtype, str) else dtype
-    if chosen not in DTYPES.values():
+    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen is None or chosen not in DTYPES.values():
         raise ConfigError(f"dtype={dtype!r} is not known; use one of: {', '.join(DTYPES)}")
     return chosen
 
@@ -78,8 +82,8 @@ def use_attention(pipeline: Any, attention: str) -> None:
         pipeline.enable_xformers_memory_efficient_attention()
     except (NotImplementedError, ImportError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"attention='xformers': it has no operator that runs here: {str(error).splitlines()[0]}. Install a build for "
-            f"torch {torch.__version__}, or use attention='sdpa'."
+            f"attention='xformers': it has no operator that runs here: {str(error).splitlines()[0]}. "
+            f"Install a build for torch {torch.__version__}, or use attention='sdpa'."
         ) from error
 
 
@@ -92,8 +96,11 @@ def require_offload(device: torch.device) -> None:
 
 
 def place(pipeline: Any, *, device: torch.device, offload: bool) -> None:
-    """Moves the pipeline to its device; under offload one component at a time is moved there when it is called, and
-    the VAE works on tiles and single images, which SDXL needs on a card of 8 GB."""
+    """Moves the pipeline to its device.
+
+    Under offload each component is moved there only while it computes, and the VAE works on tiles and single
+    images: what SDXL needs on a card of 8 GB.
+    """
     if not offload:
         pipeline.to(device)
         return

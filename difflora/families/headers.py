@@ -1,4 +1,4 @@
-"""Names and shapes of tensors in safetensors files, read without their data, and compared with what a model needs."""
+"""Names and shapes of tensors in safetensors files, and how they differ from what a model needs."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """What a safetensors file says of its content. Raises BaseModelError if it is damaged or of another format."""
+    """What a safetensors file says of its content. Raises BaseModelError if it is damaged or is none."""
     try:
         with safe_open(path, framework="pt") as file:
             # The binding has no items(): keys() is its own method, not a mapping's.
@@ -29,8 +29,8 @@ def read_header(path: Path) -> Header:
             return Header(shapes, file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise BaseModelError(
-            f"{path} cannot be read as safetensors: {error}. It may be an unfinished download, or of another format under "
-            "this name. Get the file again."
+            f"{path} cannot be read as safetensors: {error}. It may be an unfinished download, or of "
+            "another format under this name. Get the file again."
         ) from error
 
 

@@ -21,7 +21,7 @@ def download_configs(model_id: str) -> Path:
 
 
 def download(model_id: str, *, dtype: torch.dtype) -> Path:
-    """The cached folder of a model, complete. Where there is a half-precision copy and `dtype` is half, that is taken.
+    """The cached folder of a model, complete; a half-precision copy of it if there is one and `dtype` is half.
 
     Raises BaseModelError if it is neither cached nor can be fetched.
     """
@@ -56,7 +56,8 @@ def _fetch(model_id: str, *, variant: str | None) -> Path | None:
 def _unavailable(model_id: str, error: Exception) -> BaseModelError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return BaseModelError(
-        f"{model_id!r} is no folder or file here, is not in the Hub's cache, and could not be downloaded: {reason}\n"
-        "Check the name and the network, log in with `hf auth login` if the model is gated, or give a local "
-        "diffusers folder or .safetensors checkpoint."
+        f"{model_id!r} is no folder or file here, is not in the Hub's cache, and could not be downloaded: "
+        f"{reason}\n"
+        "Check the name and the network, log in with `hf auth login` if the model is gated, or give a "
+        "local diffusers folder or .safetensors checkpoint."
     )

@@ -1,5 +1,6 @@
 """Loads a base model: finds it, checks it, reads it, and settles how it computes."""
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -53,11 +54,11 @@ def load(
 ) -> Model:
     """A base model, ready to compute: every component in eval mode, no gradients, no safety checker.
 
-    `base` is a diffusers folder, a single-file .safetensors checkpoint (needs no network), or an id on the Hub.
-    Family, prediction type and zero terminal SNR are detected; the arguments of these names override that. `vae` is a
-    file or folder used instead of the base's own. `attention` is "auto" (SDPA), "sdpa" or "xformers". `offload` keeps
-    on the GPU only what computes, and decodes in tiles: for cards of 8 GB.
-    Raises BaseModelError naming all that is wrong with the files, ConfigError on an option that cannot be used.
+    `base` is a diffusers folder, a single-file .safetensors checkpoint (needs no network), or an id on the
+    Hub. Family, prediction type and zero terminal SNR are detected; the arguments of these names override
+    that. `vae` is a file or folder used instead of the base's own. `attention` is "auto" (SDPA), "sdpa" or
+    "xformers". `offload` keeps on the GPU only what computes, and decodes in tiles: for cards of 8 GB.
+    Raises BaseModelError naming all that is wrong with the files, ConfigError on options that cannot work.
     """
     overrides = Overrides(family, prediction_type, zero_terminal_snr)
     chosen_device = pick_device(device)
@@ -103,7 +104,7 @@ def _read(
 
 
 def _settle(pipeline: Any, facts: BaseFacts, *, source: str) -> None:
-    """Nothing left without data, nothing that learns, and a scheduler config that every sampler can be made from."""
+    """Nothing without data, nothing that learns, and a scheduler config to make every sampler from."""
     empty = []
     for name, component in pipeline.components.items():
         if isinstance(component, torch.nn.Module):
@@ -118,18 +119,12 @@ def _settle(pipeline: Any, facts: BaseFacts, *, source: str) -> None:
     pipeline.set_progress_bar_config(disable=True)
 
 
-def _scheduler(config: Any, facts: BaseFacts) -> Any:
+def _scheduler(config: Mapping[str, Any], facts: BaseFacts) -> Any:
     from diffusers import DDIMScheduler
 
-    kept = {key: config[key] for key in _SCHEDULE if config.get(key) is not None}
+    kept: dict[str, Any] = {key: config[key] for key in _SCHEDULE if config.get(key) is not None}
+    kept |= {"prediction_type": facts.prediction_type, "rescale_betas_zero_snr": facts.zero_terminal_snr}
     if facts.zero_terminal_snr:
         # Only trailing steps begin at the last timestep, the one without any signal.
         kept["timestep_spacing"] = "trailing"
-    return DDIMScheduler(
-        **kept,
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type=facts.prediction_type,
-        rescale_betas_zero_snr=facts.zero_terminal_snr,
-    )
+    return DDIMScheduler(**kept, clip_sample=False, set_alpha_to_one=False, steps_offset=1)

@@ -17,9 +17,10 @@ from difflora.families.family import Family, canonical_names
 class BaseFacts:
     """Facts of a base model that its header or configs tell, without building it.
 
-    `variant` is "sd15", "sd2", "sdxl", or "shapes" for anything smaller than the real ones; `resolution` is the
-    native edge in pixels; `name` is a file stem or folder name, never a path; `sha256` is that of the weights
-    (one file: of the file; a folder: over its weight files in order), or "" where it was not computed.
+    `variant` is "sd15", "sd2", "sdxl", or "shapes" for anything smaller than the real ones; `resolution` is
+    the native edge in pixels; `name` is a file stem or folder name, never a path; `sha256` is that of the
+    weights (one file: of the file; a folder: over its weight files in order), or "" where it was not
+    computed.
     """
 
     family: str
@@ -46,8 +47,9 @@ class NoiseSchedule:
 class Model:
     """A base model in memory: a diffusers pipeline, its family, and look-ups by path.
 
-    `device` is where it computes, also under CPU offload, where the weights rest elsewhere. `dtype` is that of the
-    UNet's weights; the VAE may be kept in another. `pristine` holds the weights that a merged stack has overwritten.
+    `device` is where it computes, also under CPU offload, where the weights rest elsewhere. `dtype` is that
+    of the UNet's weights; the VAE may be kept in another. `pristine` holds the weights that a merged stack
+    has overwritten.
     """
 
     def __init__(
@@ -68,9 +70,15 @@ class Model:
         self.offload = offload
         self.dtype: torch.dtype = pipeline.unet.dtype
         self.pristine: dict[str, Tensor] = {}
+        # Taken now: samplers replace the pipeline's scheduler, and some of theirs bend the last noise level.
+        self._schedule = NoiseSchedule(
+            pipeline.scheduler.alphas_cumprod,
+            int(pipeline.scheduler.config["num_train_timesteps"]),
+            facts.prediction_type,
+        )
 
     def component(self, name: str) -> nn.Module:
-        """The live component of that name: "unet", "text_encoder" ... Raises KeyError if there is none."""
+        """The live component of that name, such as "unet". Raises KeyError if there is none."""
         if name not in {part.name for part in self.family.components}:
             raise KeyError(name)
         return getattr(self.pipeline, name)
@@ -83,19 +91,15 @@ class Model:
         return self._modules[path]
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """path -> shape of `weight`, for every module that has one, in the model's order; a cached mapping."""
+        """path -> shape of `weight` of every module that has one, in the model's order; cached."""
         return self._shapes
 
     def noise_schedule(self) -> NoiseSchedule:
-        """The noise levels of training, from the scheduler's config."""
-        from diffusers import DDIMScheduler
-
-        scheduler = DDIMScheduler.from_config(self.pipeline.scheduler.config)
-        steps = int(scheduler.config["num_train_timesteps"])
-        return NoiseSchedule(scheduler.alphas_cumprod, steps, self.facts.prediction_type)
+        """The noise levels that the model was trained on."""
+        return self._schedule
 
     def checksum(self) -> str:
-        """sha256 over every parameter and buffer of UNet and text encoders: names, shapes, dtypes and bits."""
+        """sha256 over all tensors of UNet and text encoders: names, shapes, dtypes and bits."""
         digest = hashlib.sha256()
         for name, tensor in self._tensors():
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
@@ -104,8 +108,7 @@ class Model:
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the latents of images, both (B, 4, H/8, W/8) float32, scaled as the UNet
-        takes them.
+        """Mean and standard deviation of latents, both (B, 4, H/8, W/8) float32, in the UNet's scale.
 
         `pixels` is (B, 3, H, W) in [-1, 1]. Computed in the VAE's own dtype.
         """

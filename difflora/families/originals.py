@@ -59,12 +59,12 @@ def is_harmless(name: str) -> bool:
 
 
 def original_shapes(shapes: Shapes, naming: Naming) -> dict[str, tuple[int, ...]]:
-    """The tensors of a UNet or text encoder, given under diffusers' names, as original checkpoints name and shape them."""
+    """Tensors of a UNet or text encoder as originals name and shape them, from diffusers' names."""
     return _NAMINGS[naming](shapes)
 
 
 def original_vae_shapes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
-    """The tensors of a VAE as original checkpoints name and shape them: attention as 1×1 convolutions."""
+    """Tensors of a VAE as originals name and shape them: attention as 1×1 convolutions."""
     levels = 1 + max(int(match[1]) for name in shapes if (match := re.search(r"up_blocks\.(\d+)\.", name)))
     renamed = {}
     for name, shape in shapes.items():

@@ -46,8 +46,8 @@ def locate(base: str | Path) -> Folder | File | HubId:
         return Folder(path, path.resolve().name)
     if path.suffix.lower() in _PICKLES:
         raise BaseModelError(
-            f"{path} is a pickle, which runs code when it is opened, so it is not loaded. Get the model as .safetensors, "
-            "or convert it in a tool that you trust."
+            f"{path} is a pickle, which runs code when it is opened, so it is not loaded. Get the model as "
+            ".safetensors, or convert it in a tool that you trust."
         )
     if path.is_file():
         if path.suffix.lower() != ".safetensors":
@@ -59,8 +59,8 @@ def locate(base: str | Path) -> Folder | File | HubId:
     if _HUB_ID.fullmatch(text) and path.suffix != ".safetensors" and not path.parent.is_dir():
         return HubId(text)
     raise BaseModelError(
-        f"{text}: there is no such file or folder. Give a diffusers folder, a .safetensors checkpoint, or the id of a "
-        "model on the Hub such as 'stabilityai/stable-diffusion-xl-base-1.0'."
+        f"{text}: there is no such file or folder. Give a diffusers folder, a .safetensors checkpoint, or "
+        "the id of a model on the Hub such as 'stabilityai/stable-diffusion-xl-base-1.0'."
     )
 
 
@@ -78,6 +78,6 @@ def _require_model_index(path: Path) -> None:
     files = sorted(path.glob("*.safetensors"))
     hint = f" Did you mean the checkpoint {files[0]}?" if files else ""
     raise BaseModelError(
-        f"{path} has no model_index.json, so it is no diffusers folder.{hint} Give a folder with model_index.json, or a "
-        ".safetensors checkpoint."
+        f"{path} has no model_index.json, so it is no diffusers folder.{hint} Give a folder with "
+        "model_index.json, or a .safetensors checkpoint."
     )

@@ -36,7 +36,8 @@ def quiet() -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     # Asking for the level is what gives each library its handler.
-    diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
+    diffusers_logging.get_verbosity()
+    transformers_logging.get_verbosity()
     handlers = [handler for name in _LOGGERS for handler in logging.getLogger(name).handlers]
     by_name = _ByName()
     for handler in handlers:

@@ -1,6 +1,6 @@
 """UNet module names of original (LDM, SGM) checkpoints, from their diffusers names.
 
-Holds for UNets with two layers a block, as SD 1.x, SD 2.x and SDXL have. Inside transformers both sides agree.
+Holds for UNets with two layers a block, as SD 1.x, SD 2.x and SDXL have. Inside transformers both agree.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Reads a base from a single-file checkpoint, with the configs and the vocabulary of this package: no network."""
+"""Reads a base from a single-file checkpoint; configs and vocabulary come with this package: no network."""
 
 from pathlib import Path
 from typing import Any
@@ -45,13 +45,13 @@ def read_single_file(
         )
     except (OSError, ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
         raise BaseModelError(
-            f"{path}: diffusers cannot build a {family.pipeline_class} from it: {error}. Convert it to a diffusers folder, "
-            "or check that it belongs to this family."
+            f"{path}: diffusers cannot build a {family.pipeline_class} from it: {error}. Convert it to a "
+            "diffusers folder, or check that it belongs to this family."
         ) from error
 
 
 def checkpoint_problems(shapes: Shapes, family: Family, *, configs: Path, has_vae: bool) -> list[str]:
-    """One line for every tensor that a checkpoint lacks, has too many or misshapen, against a folder of configs."""
+    """One line for every tensor that a checkpoint lacks, has too many or misshapen, by `configs`."""
     expected: dict[str, tuple[int, ...]] = {}
     for part in family.components:
         expected |= _expected(part, shapes, configs / part.name)

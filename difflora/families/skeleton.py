@@ -25,8 +25,8 @@ def skeleton(folder: Path) -> nn.Module:
         if name in ("CLIPTextModel", "CLIPTextModelWithProjection"):
             return getattr(transformers, name)(transformers.CLIPTextConfig.from_dict(config))
     raise BaseModelError(
-        f"{folder}: the config is of the class {name}; expected a UNet2DConditionModel, an AutoencoderKL or a CLIP text "
-        "model. Use a Stable Diffusion 1.x, 2.x or XL base."
+        f"{folder}: the config is of the class {name}; expected a UNet2DConditionModel, an AutoencoderKL or "
+        "a CLIP text model. Use a Stable Diffusion 1.x, 2.x or XL base."
     )
 
 
@@ -36,8 +36,8 @@ def read_config(path: Path) -> dict:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise BaseModelError(
-            f"{path} is missing. A diffusers folder has a model_index.json and one folder for each component; give that "
-            "folder, or a single-file .safetensors checkpoint."
+            f"{path} is missing. A diffusers folder has a model_index.json and one folder for each "
+            "component; give that folder, or a single-file .safetensors checkpoint."
         ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BaseModelError(f"{path} is no JSON: {error}. Download or export the model again.") from error

@@ -1,4 +1,4 @@
-"""The VAE of a base, or another one in its place: a folder, or one file under diffusers' or the original names."""
+"""The VAE of a base, or another in its place: a folder, or a file under diffusers' or the original names."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from difflora.families.weights import (
 
 
 def vae_dtype(family: Family, config_folder: Path, dtype: torch.dtype) -> torch.dtype:
-    """float16 where that is asked for and enough for this VAE, else float32: bfloat16 costs visible precision."""
+    """float16 where that is asked for and has the range, else float32: bfloat16 costs visible precision."""
     overflows = family.vae_overflows and read_config(config_folder / "config.json").get("force_upcast", True)
     return torch.float16 if dtype == torch.float16 and not overflows else torch.float32
 
@@ -28,8 +28,9 @@ def vae_dtype(family: Family, config_folder: Path, dtype: torch.dtype) -> torch.
 def read_vae(path: Path, *, config_folder: Path, family: Family, dtype: torch.dtype) -> Any:
     """The AutoencoderKL that a user put in the place of a base's own.
 
-    `path` is a folder (of the VAE, or of a whole model) or a .safetensors file, whose config is then that of the
-    base: `config_folder`. Raises BaseModelError if it is none, or its tensors are not what the config needs.
+    `path` is a folder (of the VAE, or of a whole model) or a .safetensors file, whose config is then that of
+    the base: `config_folder`.
+    Raises BaseModelError if it is none, or its tensors are not what the config needs.
     """
     from diffusers import AutoencoderKL
 
@@ -56,7 +57,8 @@ def read_vae_file(path: Path, *, config_folder: Path, dtype: torch.dtype) -> Any
     with safe_open(path, framework="pt") as file:
         names = [name for name in header.shapes if name.startswith(prefix) and not is_harmless(name)]
         tensors = {modern_vae_name(name.removeprefix(prefix)): file.get_tensor(name) for name in names}
-    return AutoencoderKL.from_single_file(
+    from_tensors: Any = AutoencoderKL.from_single_file  # takes tensors too, which its annotation does not say
+    return from_tensors(
         tensors,
         config=str(config_folder.parent),
         subfolder=config_folder.name,
@@ -66,7 +68,7 @@ def read_vae_file(path: Path, *, config_folder: Path, dtype: torch.dtype) -> Any
 
 
 def vae_problems(shapes: Shapes, config_folder: Path) -> list[str]:
-    """One line for every tensor that a VAE in a file lacks, has too many or misshapen; other components are not looked at."""
+    """One line for every tensor that the VAE in a file lacks, has too many or misshapen."""
     prefix = _prefix(shapes)
     own = {
         modern_vae_name(name.removeprefix(prefix)): shape

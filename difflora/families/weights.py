@@ -1,4 +1,4 @@
-"""The weight files of a diffusers folder: which there are, whether they are what the configs need, and their hash."""
+"""The weight files of a diffusers folder: which there are, whether they fit the configs, and their hash."""
 
 import hashlib
 import re
@@ -38,7 +38,7 @@ class ComponentWeights:
 
 
 def component_weights(folder: Path, *, dtype: torch.dtype) -> ComponentWeights:
-    """The weight files of one component. Of two precisions that it has both of, the one nearer to `dtype` is taken.
+    """The weight files of one component; of two precisions, those of the one nearer to `dtype`.
 
     Raises BaseModelError if there is no .safetensors file.
     """
@@ -56,14 +56,14 @@ def component_weights(folder: Path, *, dtype: torch.dtype) -> ComponentWeights:
     pickles = sorted(path.name for path in folder.glob("*.bin"))
     if pickles:
         raise BaseModelError(
-            f"{folder} has its weights as a pickle only ({pickles[0]}), which runs code when it is opened, so it is not "
-            "loaded. Get the model with .safetensors weights."
+            f"{folder} has its weights as a pickle only ({pickles[0]}), which runs code when it is opened, "
+            "so it is not loaded. Get the model with .safetensors weights."
         )
     raise BaseModelError(f"{folder} has no .safetensors weights. Download or export the model again.")
 
 
 def require_folder_tensors(folder: Path, weights: Mapping[str, ComponentWeights]) -> None:
-    """Raises one BaseModelError that names every tensor that the components' files lack, have too many, or misshapen."""
+    """Raises one BaseModelError naming every tensor that the files lack, have too many or misshapen."""
     wrong: list[str] = []
     for name, found in weights.items():
         expected = {key: tuple(value.shape) for key, value in skeleton(folder / name).state_dict().items()}
@@ -82,8 +82,10 @@ def require_nothing_wrong(path: Path, wrong: list[str]) -> None:
     """Raises BaseModelError if `wrong` names any tensor."""
     if wrong:
         raise BaseModelError(
-            f"{path}: {len(wrong)} tensors are not what its architecture needs.\n{listing(wrong, 12)}\n"
-            "The file may be damaged, pruned too far, or of another kind of model. Get it again, or check its family."
+            f"{path}: {len(wrong)} tensors are not what its architecture needs.\n"
+            f"{listing(wrong, 12)}\n"
+            "The file may be damaged, pruned too far, or of another kind of model. Get it again, or check "
+            "its family."
         )
 
 
