@@ -237,7 +237,7 @@ def test_what_is_too_large_is_found() -> None:
 
 
 def members(package: str, base: type) -> dict[str, object]:
-    """`module.name` -> every instance and every concrete subclass of `base` that a package's modules define."""
+    """`module.name` -> instances and concrete subclasses of `base` that a package's modules define."""
     found: dict[str, object] = {}
     for info in pkgutil.iter_modules(import_module(package).__path__):
         module = import_module(f"{package}.{info.name}")

@@ -14,7 +14,7 @@ OPENED = ("difflora/", "webui/", "train_scripts/", "sample_data/")
 
 
 def tree_of(readme: str) -> dict[str, set[str]]:
-    """Folder -> names in it, as the README's tree shows them; '' is the root. Closed folders have no entry."""
+    """Folder -> names in it, as the README's tree shows them; '' is the root. Closed ones have no entry."""
     tree: dict[str, set[str]] = {"": set()}
     folder = ""
     for line in readme.split("\n## Files\n", 1)[1].split("```")[1].splitlines()[1:]:
