@@ -13,7 +13,7 @@ from difflora.formats.kohya import Kohya
 from difflora.formats.reading import FileReport, inspect_file, read_file
 from difflora.formats.writing import WrittenFile, dtype_of, format_of, write_file
 
-FORMATS: tuple[Format, ...] = (Kohya(), Diffusers())
+FORMATS: tuple[type[Format], ...] = (Kohya, Diffusers)
 """In the order in which they are asked whether a file is theirs."""
 
 __all__ = [

@@ -29,7 +29,7 @@ _STRANGERS = {
 
 
 def detect(
-    layout: Format, modules: Collection[str], widths: Mapping[str, int], metadata: Metadata
+    layout: type[Format], modules: Collection[str], widths: Mapping[str, int], metadata: Metadata
 ) -> Family | None:
     """The family that knows the most of `modules`; None if none knows any.
 
@@ -47,7 +47,7 @@ def detect(
     return candidates[0]
 
 
-def known_modules(layout: Format, modules: Collection[str]) -> dict[str, int]:
+def known_modules(layout: type[Format], modules: Collection[str]) -> dict[str, int]:
     """Family name -> how many of the modules, as a file names them, that family has."""
     return {
         family.name: sum(layout.path(module, family) is not None for module in modules) for family in FAMILIES
@@ -71,7 +71,7 @@ def stranger(names: Collection[str]) -> str | None:
     return None
 
 
-def _by_width(layout: Format, family: Family, widths: Mapping[str, int]) -> str | None:
+def _by_width(layout: type[Format], family: Family, widths: Mapping[str, int]) -> str | None:
     named = ((layout.path(module, family), width) for module, width in widths.items())
     return _width_hint({path: width for path, width in named if path})
 

@@ -46,12 +46,14 @@ class Diffusers(Format):
     name: ClassVar[str] = "diffusers"
     title: ClassVar[str] = "diffusers file"
 
-    def recognises(self, names: Collection[str], metadata: Metadata) -> bool:
+    @classmethod
+    def recognises(cls, names: Collection[str], metadata: Metadata) -> bool:
         """Whether any name is a factor's. `save_lora_adapter` writes a UNet's without a component."""
-        parts = (self.part(name) for name in names if not name.startswith("base_model."))
+        parts = (cls.part(name) for name in names if not name.startswith("base_model."))
         return any(part is not None and part.leaf != ALPHA and "." in part.module for part in parts)
 
-    def part(self, name: str) -> Part | None:
+    @classmethod
+    def part(cls, name: str) -> Part | None:
         """Split before the spelling of the factor."""
         for pattern, leaf in _SUFFIXES:
             if match := pattern.fullmatch(name):
@@ -61,7 +63,8 @@ class Diffusers(Format):
                 return Part(name.removesuffix(f".{leaf}"), leaf)
         return None
 
-    def path(self, module: str, family: Family) -> str | None:
+    @classmethod
+    def path(cls, module: str, family: Family) -> str | None:
         """With the component, with the text_model level, and without the attention processor of old files."""
         component, inner = component_of(module.replace(".processor.", "."))
         if component.startswith("text_encoder"):
@@ -73,13 +76,15 @@ class Diffusers(Format):
         path = f"{component or 'unet'}.{inner}"
         return path if path in family.paths else None
 
-    def scale(self, metadata: Metadata) -> Scale:
+    @classmethod
+    def scale(cls, metadata: Metadata) -> Scale:
         """From the configuration in the metadata; 1 without one."""
         return scales(metadata)
 
-    def encode(self, adapter: Adapter, family: Family) -> Encoded:
+    @classmethod
+    def encode(cls, adapter: Adapter, family: Family) -> Encoded:
         """down and up as they are, and the configuration that gives each its scale."""
-        modules = writable(adapter, self.title)
+        modules = writable(adapter, cls.title)
         tensors: dict[str, torch.Tensor] = {}
         for path, lora in modules.items():
             tensors[f"{path}.lora_A.weight"] = lora.down

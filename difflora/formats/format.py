@@ -39,32 +39,37 @@ class Encoded:
 
 
 class Format(ABC):
-    """One file format for adapters."""
+    """One file format for adapters: a set of functions, of which no object is made."""
 
     name: ClassVar[str]
     title: ClassVar[str]
 
+    @classmethod
     @abstractmethod
-    def recognises(self, names: Collection[str], metadata: Metadata) -> bool:
+    def recognises(cls, names: Collection[str], metadata: Metadata) -> bool:
         """Whether a file with these tensor names is of this format."""
 
+    @classmethod
     @abstractmethod
-    def part(self, name: str) -> Part | None:
+    def part(cls, name: str) -> Part | None:
         """A tensor name taken apart; None if it is none of this format's."""
 
+    @classmethod
     @abstractmethod
-    def path(self, module: str, family: Family) -> str | None:
+    def path(cls, module: str, family: Family) -> str | None:
         """The path of a module as the file names it; None if the family has no such module."""
 
+    @classmethod
     @abstractmethod
-    def scale(self, metadata: Metadata) -> Scale:
+    def scale(cls, metadata: Metadata) -> Scale:
         """How strongly each module acts for which the file holds no alpha tensor.
 
         Raises ValueError, saying why, if the metadata cannot be understood.
         """
 
+    @classmethod
     @abstractmethod
-    def encode(self, adapter: Adapter, family: Family) -> Encoded:
+    def encode(cls, adapter: Adapter, family: Family) -> Encoded:
         """The tensors of a file that holds `adapter`, and the metadata without which they would be misread.
 
         Raises AdapterFileError naming everything that this format cannot hold.

@@ -25,28 +25,33 @@ class Kohya(Format):
     name: ClassVar[str] = "kohya"
     title: ClassVar[str] = "kohya file"
 
-    def recognises(self, names: Collection[str], metadata: Metadata) -> bool:
+    @classmethod
+    def recognises(cls, names: Collection[str], metadata: Metadata) -> bool:
         """Whether any name has one of kohya's prefixes."""
         return any(name.startswith(_PREFIXES) for name in names)
 
-    def part(self, name: str) -> Part | None:
+    @classmethod
+    def part(cls, name: str) -> Part | None:
         """Split at the first dot: flattened names have none."""
         module, _, leaf = name.partition(".")
         leaf = _SPELLINGS.get(leaf, leaf)
         return Part(module, leaf) if module.startswith(_PREFIXES) and leaf in LEAVES else None
 
-    def path(self, module: str, family: Family) -> str | None:
+    @classmethod
+    def path(cls, module: str, family: Family) -> str | None:
         """Looked up whole, since "_" stands for itself and for a dot."""
         return family.kohya_names.get(module)
 
-    def scale(self, metadata: Metadata) -> Scale:
+    @classmethod
+    def scale(cls, metadata: Metadata) -> Scale:
         """A module without an alpha tensor has alpha = rank, for kohya's own tools too."""
         return lambda module, rank: 1.0
 
-    def encode(self, adapter: Adapter, family: Family) -> Encoded:
+    @classmethod
+    def encode(cls, adapter: Adapter, family: Family) -> Encoded:
         """down and up as they are, a convolution's with four dimensions, and alpha as a float32 number."""
         tensors: dict[str, torch.Tensor] = {}
-        for path, lora in writable(adapter, self.title).items():
+        for path, lora in writable(adapter, cls.title).items():
             module = family.kohya_name(path)
             tensors[f"{module}.{DOWN}"] = lora.down
             tensors[f"{module}.{UP}"] = lora.up

@@ -58,7 +58,7 @@ class FileReport:
 class _Plan:
     """Which tensor is which leaf of which path; `names` gives the module's name in the file."""
 
-    layout: Format
+    layout: type[Format]
     family: Family
     modules: Mapping[str, Mapping[str, str]]
     names: Mapping[str, str]
@@ -66,7 +66,9 @@ class _Plan:
     problems: Mapping[str, str]
 
 
-def read_file(path: str | os.PathLike[str], formats: Sequence[Format], *, family: Family | None) -> Adapter:
+def read_file(
+    path: str | os.PathLike[str], formats: Sequence[type[Format]], *, family: Family | None
+) -> Adapter:
     """The adapter in a file; see `difflora.formats.read`."""
     header = _small_enough(read_header(path), str(path))
     plan = _plan(header, formats, family, str(path))
@@ -80,7 +82,7 @@ def read_file(path: str | os.PathLike[str], formats: Sequence[Format], *, family
     return Adapter({name: (kind,) for name, kind in modules.items()}, meta)
 
 
-def inspect_file(path: str | os.PathLike[str], formats: Sequence[Format]) -> FileReport:
+def inspect_file(path: str | os.PathLike[str], formats: Sequence[type[Format]]) -> FileReport:
     """What a file holds; see `difflora.formats.inspect`."""
     where = Path(path)
     try:
@@ -122,7 +124,7 @@ def _small_enough(header: Header, where: str) -> Header:
     return header
 
 
-def _plan(header: Header, formats: Sequence[Format], family: Family | None, where: str) -> _Plan:
+def _plan(header: Header, formats: Sequence[type[Format]], family: Family | None, where: str) -> _Plan:
     """Where each tensor belongs. Raises AdapterFileError if that cannot even be begun."""
     names = tuple(header.tensors)
     layout = next((member for member in formats if member.recognises(names, header.metadata)), None)
@@ -142,7 +144,7 @@ def _plan(header: Header, formats: Sequence[Format], family: Family | None, wher
     return _placed(layout, family, parts, scale)
 
 
-def _placed(layout: Format, family: Family, parts: Mapping[str, Part | None], scale: Scale) -> _Plan:
+def _placed(layout: type[Format], family: Family, parts: Mapping[str, Part | None], scale: Scale) -> _Plan:
     modules: dict[str, dict[str, str]] = {}
     named: dict[str, str] = {}
     problems: dict[str, str] = {}
@@ -203,7 +205,7 @@ def _refusal(where: str, lines: Sequence[str], plan: _Plan, header: Header) -> s
     )
 
 
-def _not_an_adapter(names: Sequence[str], formats: Sequence[Format], where: str) -> str:
+def _not_an_adapter(names: Sequence[str], formats: Sequence[type[Format]], where: str) -> str:
     expected = " or ".join(layout.title for layout in formats)
     if any(name.startswith("base_model.model.") for name in names):
         reason = "it is part of a PEFT folder, whose scales are in another file, adapter_config.json"

@@ -34,7 +34,7 @@ class WrittenFile:
 
 
 def write_file(
-    adapter: Adapter, path: str | os.PathLike[str], layout: Format, *, dtype: torch.dtype | None
+    adapter: Adapter, path: str | os.PathLike[str], layout: type[Format], *, dtype: torch.dtype | None
 ) -> WrittenFile:
     """Writes `adapter`; see `difflora.formats.write`."""
     target = Path(path)
@@ -71,7 +71,7 @@ def dtype_of(name: str | torch.dtype | None) -> torch.dtype | None:
     return dtype
 
 
-def format_of(name: str, formats: Sequence[Format]) -> Format:
+def format_of(name: str, formats: Sequence[type[Format]]) -> type[Format]:
     """The format of that name. Raises ConfigError listing the names if there is none."""
     for layout in formats:
         if layout.name == name:
