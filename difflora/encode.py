@@ -1,8 +1,9 @@
 """Prompts to text embeddings: attention weights, BREAK, any length, clip skip.
 
-Each text encoder sees chunks of max_length - 2 tokens (75 for CLIP) between its begin and end tokens; the embeddings
-of the chunks are put one after another. A short plain prompt gives exactly what diffusers' `encode_prompt` gives.
-Facts of emphasis, BREAK, the comma rule and the counting of clip skip: the behaviour of stable-diffusion-webui 1.10.
+Each text encoder sees chunks of max_length - 2 tokens (75 for CLIP) between its begin and end tokens; the
+embeddings of the chunks are put one after another. A short plain prompt gives exactly what diffusers'
+`encode_prompt` gives. Facts of emphasis, BREAK, the comma rule and the counting of clip skip: the behaviour
+of stable-diffusion-webui 1.10.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ Text = str | Sequence[Segment | Break]
 """A prompt with its syntax, or the pieces it stands for: `[Segment(caption)]` takes a caption literally."""
 
 COMMA_BACKTRACK = 20
-"""How many tokens back a comma may lie for the text after it to move whole into the next chunk (A1111's default)."""
+"""How many tokens back a comma may lie for the text after it to move whole into the next chunk."""
 
 MEAN_SHARE = 0.02
-"""Below this |mean| / rms a mean is noise, and a quotient of two such means is not used; see `_emphasised`."""
+"""Below this |mean| / rms a mean is noise, and no quotient of two such is taken; see `_emphasised`."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class EncoderTokens:
-    """What one text encoder is given: `ids` (B, k, L) int64 and emphasis `weights` (B, k, L) float32, on the CPU."""
+    """What one text encoder is given: `ids` int64 and emphasis `weights` float32, (B, k, L), on the CPU."""
 
     component: str
     ids: Tensor
@@ -70,15 +71,15 @@ def encode(
 ) -> TextConditioning:
     """Text embeddings of `prompts`, in the dtype of the text encoders, on the model's device.
 
-    All prompts get as many chunks as the longest needs, or `chunks` if that is more: shorter ones are filled up with
-    empty chunks. `clip_skip` counts as A1111 does: 1 is the family's own layer, 2 the one before.
-    Raises PromptError for syntax, ConfigError for a clip skip beyond the encoder's layers.
+    All prompts get as many chunks as the longest needs, or `chunks` if that is more: shorter ones are
+    filled up with empty chunks. `clip_skip` counts as A1111 does: 1 is the family's own layer, 2 the one
+    before. Raises PromptError for syntax, ConfigError for a clip skip beyond the encoder's layers.
     """
     return encode_tokens(model, token_chunks(model, prompts, chunks=chunks), clip_skip=clip_skip)
 
 
 def token_chunks(model: Model, texts: Sequence[Text], *, chunks: int | None = None) -> TokenChunks:
-    """`texts` cut into chunks for each text encoder, all of the same number: the most any needs, at least `chunks`.
+    """`texts` cut into chunks for each text encoder, all into as many as the longest needs, or `chunks`.
 
     Raises PromptError for syntax, ConfigError for an empty sequence.
     """
@@ -101,8 +102,8 @@ def token_chunks(model: Model, texts: Sequence[Text], *, chunks: int | None = No
 def encode_tokens(model: Model, tokens: TokenChunks, *, clip_skip: int = 1) -> TextConditioning:
     """Embeddings of token chunks; differentiable, in the dtype of the encoders' weights.
 
-    One call of each text encoder a chunk, with exactly B rows in the order of the prompts: per-image mixes rely on
-    it. `pooled` is that of the first chunk and is not changed by emphasis.
+    One call of each text encoder a chunk, with exactly B rows in the order of the prompts: per-image mixes
+    rely on it. `pooled` is that of the first chunk and is not changed by emphasis.
     """
     per_encoder = [_encode_one(model, one, clip_skip) for one in tokens.encoders]
     pooled = [result.pooled for result in per_encoder if result.pooled is not None]
@@ -132,11 +133,11 @@ class Chunk:
         return Chunk(self.ids[:at], self.weights[:at]), Chunk(self.ids[at:], self.weights[at:])
 
 
-def _cut(tokenizer: Any, text: str) -> list[Chunk]:
+def _cut(tokenizer: Any, text: Text) -> list[Chunk]:
     """The chunks of one prompt; at least one, which may be empty.
 
-    A full chunk whose last comma lies at most COMMA_BACKTRACK tokens back ends after that comma, unless the next
-    token is itself a comma: a phrase between commas then stays in one piece.
+    A full chunk whose last comma lies at most COMMA_BACKTRACK tokens back ends after that comma, unless the
+    next token is itself a comma: a phrase between commas then stays in one piece.
     """
     room = tokenizer.model_max_length - 2
     comma = tokenizer.convert_tokens_to_ids(",</w>")
@@ -180,14 +181,15 @@ class _Encoded:
 
 
 def _encode_one(model: Model, tokens: EncoderTokens, clip_skip: int) -> _Encoded:
-    """Hidden states (B, k·L, dim) of one text encoder, and its pooled output (B, dim) where the family uses it."""
-    encoder, spec = model.component(tokens.component), model.family.text
+    """Hidden states (B, k·L, dim) of one text encoder, and its pooled output (B, dim) if it is used."""
+    encoder: Any = model.component(tokens.component)
+    spec = model.family.text
     skipped = spec.default_skip + clip_skip - 1
     layers = encoder.config.num_hidden_layers
     if clip_skip < 1 or skipped >= layers:
         raise ConfigError(
-            f"clip_skip={clip_skip} is not possible with {tokens.component} of {model.facts.name!r}: its {layers} "
-            f"layers allow 1 to {layers - spec.default_skip}; 1 is the usual layer"
+            f"clip_skip={clip_skip} is not possible with {tokens.component} of {model.facts.name!r}: its "
+            f"{layers} layers allow 1 to {layers - spec.default_skip}; 1 is the usual layer"
         )
     norm = model.module(f"{tokens.component}.text_model.final_layer_norm")
     hidden: list[Tensor] = []
@@ -204,13 +206,12 @@ def _encode_one(model: Model, tokens: EncoderTokens, clip_skip: int) -> _Encoded
 
 
 def _emphasised(hidden: Tensor, weights: Tensor) -> Tensor:
-    """Every token's vector times its weight, then scaled to the mean it had, prompt by prompt: A1111's "Original".
+    """Every token's vector times its weight, then scaled to the mean it had, prompt by prompt.
 
-    A1111 takes one mean over all prompts of a batch; here each prompt has its own, so that its neighbours do not
-    change it, and a prompt alone gives what A1111 gives. Where the mean is below MEAN_SHARE of the rms (some models'
-    embeddings are centred) the quotient would be noise, even of the wrong sign: there the scaling is left out, which
-    is A1111's "No norm".
-    hidden (B, L, dim), weights (B, L).
+    hidden (B, L, dim), weights (B, L). This is A1111's "Original" emphasis, except that A1111 takes one mean over all prompts of a batch; here each prompt has its own, so that its neighbours
+    do not change it, and a prompt alone gives what A1111 gives. Where the mean is below MEAN_SHARE of the
+    rms (some models' embeddings are centred) the quotient would be noise, even of the wrong sign: there the
+    scaling is left out, which is A1111's "No norm".
     """
     if bool((weights == 1.0).all()):
         return hidden

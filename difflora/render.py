@@ -1,4 +1,4 @@
-"""One batch of images through the diffusers pipeline: text, denoising, decoding, each checked for NaN and Inf."""
+"""One batch of images through the diffusers pipeline: text, denoising, decoding, each checked for NaN."""
 
 from __future__ import annotations
 
@@ -56,9 +56,10 @@ class Batch:
 def draw(model: Model, batch: Batch, *, on_step: StepHook | None = None) -> list[Image.Image]:
     """The images of one batch, in order.
 
-    Every random number of image i comes from seeds[i], drawn on the CPU: the same on every device. Calls every text
-    encoder with len(prompts) rows, and the UNet with [uncond × B, cond × B] rows (B rows without guidance).
-    Raises GenerationError with the stage and the step if anything is not finite; no image is returned then.
+    Every random number of image i comes from seeds[i], drawn on the CPU: the same on every device. Calls
+    every text encoder with len(prompts) rows, and the UNet with [uncond × B, cond × B] rows (B rows without
+    guidance). Raises GenerationError with the stage and the step if anything is not finite; no image is
+    returned then.
     """
     positive, negative = _conditioning(model, batch)
     latents = _denoise(model, batch, positive=positive, negative=negative, on_step=on_step)
@@ -141,16 +142,16 @@ def _pooled(text: TextConditioning) -> Tensor:
 
 
 def _noise(model: Model, batch: Batch, generators: list[torch.Generator]) -> Tensor:
-    """The starting noise, one image from each generator, drawn in float32 so that it is the same in every dtype."""
+    """The starting noise, one image a generator, drawn in float32: the same numbers in every dtype."""
     factor = model.pipeline.vae_scale_factor
-    shape = (1, model.component("unet").config.in_channels, batch.height // factor, batch.width // factor)
+    shape = (1, model.pipeline.unet.config.in_channels, batch.height // factor, batch.width // factor)
     noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
     return noise.to(model.device, model.dtype)
 
 
 @contextmanager
 def _prepared(pipeline: Any, batch: Batch) -> Iterator[None]:
-    """The pipeline with the batch's sampler and without its own progress bar; put back as it was afterwards."""
+    """The pipeline with the batch's sampler and without its own progress bar; both are put back."""
     scheduler, bar = pipeline.scheduler, getattr(pipeline, "_progress_bar_config", None)
     sampler = make_scheduler(batch.sampler, scheduler.config, seeds=batch.seeds)
     try:

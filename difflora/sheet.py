@@ -56,7 +56,8 @@ def contact_sheet(
 ) -> Image.Image:
     """Rows of pictures as one RGB image, `heading` on top, labels above the columns and left of the rows.
 
-    All pictures must have one size; labels are wrapped to it and never cut. Text grows with the pictures, from 13 px.
+    All pictures must have one size; labels are wrapped to it and never cut. Text grows with the pictures,
+    from 13 px.
     """
     layout = _layout(pictures[0][0].size, columns=columns, rows=rows, heading=heading)
     sheet = Image.new("RGB", layout.size(len(pictures)), PAPER)

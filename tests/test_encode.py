@@ -1,4 +1,6 @@
-"""Prompts to embeddings, against diffusers' own `encode_prompt` and against the rules of emphasis and chunks."""
+"""Prompts to embeddings, against diffusers' own `encode_prompt` and against the rules of emphasis and
+chunks.
+"""
 
 from typing import Any
 
@@ -10,6 +12,7 @@ from difflora.encode import COMMA_BACKTRACK, encode, encode_tokens, token_chunks
 from difflora.errors import ConfigError
 from difflora.families import load
 from difflora.families.model import Model
+from difflora.prompts import Segment
 from tests.tiny_sdxl import save_tiny_sdxl
 
 PROMPTS = ["a red circle on a blue background", "", "a large yellow star"]
@@ -187,6 +190,13 @@ def test_neighbours_do_not_change_a_prompt(shapes: Model) -> None:
 
 def test_weights_of_one_change_nothing(shapes: Model) -> None:
     assert torch.equal(encode(shapes, ["a (red:1.0) circle"]).hidden, encode(shapes, ["a red circle"]).hidden)
+
+
+def test_pieces_are_taken_literally(shapes: Model) -> None:
+    caption = "a red (circle:1.5) [on] blue"
+    literal = encode(shapes, [[Segment(caption)]]).hidden
+    assert torch.equal(literal, encode(shapes, [r"a red \(circle:1.5\) \[on\] blue"]).hidden)
+    assert not torch.equal(literal, encode(shapes, [caption]).hidden)
 
 
 def test_no_prompts_is_an_error(shapes: Model) -> None:

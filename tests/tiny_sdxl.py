@@ -11,7 +11,9 @@ WIDTH = 32
 
 
 def save_tiny_sdxl(folder: Path) -> Path:
-    """Writes the model with weights of seed 0 and the vocabulary of shapes-sd; about 3 MB. Returns `folder`."""
+    """Writes the model with weights of seed 0 and the vocabulary of shapes-sd; about 3 MB. Returns
+    `folder`.
+    """
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(SHAPES / "tokenizer")
     tokenizer_2 = CLIPTokenizer.from_pretrained(SHAPES / "tokenizer", pad_token="!")
