@@ -28,6 +28,7 @@ def publish(pipeline: Any, folder: Path) -> None:
     `vocab.json` and `merges.txt`: transformers 4 and every older tool expect both. No config names the
     folder that the weights came from.
     """
+    _settle_posterior(pipeline.vae)
     for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         module.to(torch.float16)
     pipeline.save_pretrained(folder)
@@ -37,6 +38,16 @@ def publish(pipeline: Any, folder: Path) -> None:
     _write_classic_tokenizer(folder / "tokenizer")
     for config in sorted(folder.rglob("*.json")):
         _drop_private_keys(config)
+
+
+@torch.no_grad()
+def _settle_posterior(vae: Any) -> None:
+    """Gives every latent a log-variance of −10. The VAE is trained on means, which leaves its variance head as it was
+    drawn; trainers that sample the posterior, as Stable Diffusion's do, would learn from noise.
+    """
+    channels = vae.config["latent_channels"]
+    vae.quant_conv.weight[channels:] = 0
+    vae.quant_conv.bias[channels:] = -10
 
 
 def _restore_text_level(file: Path) -> None:
