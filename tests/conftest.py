@@ -19,10 +19,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from difflora.families.model import Model
 
 SHAPES = Path(__file__).parents[1] / "sample_data" / "shapes-sd"
+
+# The same examples on every run, and no time limit for one: other work may share the machine.
+settings.register_profile("difflora", deadline=None, derandomize=True, database=None)
+settings.load_profile("difflora")
+
 _loaded: dict[Model, str] = {}
 """The session's base, once a test has asked for it, and its checksum when it was loaded."""
 
