@@ -117,7 +117,7 @@ def fit_image(image: Image.Image, bucket: Bucket) -> Image.Image:
 
 
 def crop_origin(size: tuple[int, int], bucket: Bucket) -> tuple[int, int]:
-    """(left, top) of what `fit_image` keeps, in pixels of the scaled image; what SDXL is told about a crop."""
+    """(left, top) of what `fit_image` keeps, in pixels of the scaled image: SDXL is told of a crop."""
     scale = _cover(size, bucket)
     return round((size[0] * scale - bucket[0]) / 2), round((size[1] * scale - bucket[1]) / 2)
 

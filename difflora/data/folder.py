@@ -87,7 +87,7 @@ def _survey(concept: Concept, options: DataOptions) -> _Survey:
             pictures[stem].append(entry.name)
         elif ending in endings:
             texts[stem].append(entry.name)
-        elif not entry.is_dir():
+        elif not os.path.isdir(entry.path):
             others.append(entry.name)
     problems = _same_stem(pictures.values(), concept.prefix)
     candidates = []

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.ExifTags import Base
 from torch import Tensor
 
@@ -133,6 +133,9 @@ def _opened(data: bytes) -> Image.Image:
         frames = getattr(image, "n_frames", 1)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"more than {MAX_PIXELS // 1_000_000} million pixels; make it smaller") from error
+    except UnidentifiedImageError as error:
+        # its own message holds a memory address
+        raise DataError(f"cannot be decoded: the {kind} header is damaged") from error
     except Exception as error:
         raise _undecodable(error) from error
     if image.width * image.height > MAX_PIXELS:

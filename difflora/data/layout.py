@@ -95,7 +95,8 @@ def _listed(path: Path) -> tuple[list[str], list[str]]:
     """The names of files and of folders, sorted."""
     files, folders = [], []
     for entry in visible(path):
-        (folders if entry.is_dir() else files).append(entry.name)
+        # entry.is_dir() raises on a link that leads to itself
+        (folders if os.path.isdir(entry.path) else files).append(entry.name)
     return sorted(files, key=by_name), sorted(folders, key=by_name)
 
 

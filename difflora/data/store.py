@@ -15,7 +15,7 @@ Named = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many entries came from `memory`, from `disk`, or were `computed`; `replaced` ones were damaged on disk."""
+    """Entries that came from `memory`, `disk`, or were `computed`; `replaced` ones were damaged on disk."""
 
     memory: int = 0
     disk: int = 0
