@@ -1,0 +1,96 @@
+"""The devices and processes that a run uses, through accelerate."""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from difflora.training.config import TrainConfig
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_LIBRARIES = ("difflora", "torch", "diffusers", "transformers", "accelerate")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Machine:
+    """Where a run computes: one process of `accelerator.num_processes`, and the dtype of the base."""
+
+    accelerator: Accelerator
+    dtype: torch.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        return self.accelerator.device
+
+    @property
+    def processes(self) -> int:
+        """How many processes train together."""
+        return self.accelerator.num_processes
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files."""
+        return self.accelerator.is_main_process
+
+    def rows(self, count: int) -> range:
+        """The rows of a global batch of `count` rows that this process computes; may be empty."""
+        rank, processes = self.accelerator.process_index, self.processes
+        return range(count * rank // processes, count * (rank + 1) // processes)
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Sums each tensor over all processes, in place."""
+        if self.processes > 1:
+            for tensor in tensors:
+                torch.distributed.all_reduce(tensor)
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any process: they must leave the loop at the same step."""
+        if self.processes == 1:
+            return flag
+        asked = torch.tensor(float(flag), device=self.device)
+        torch.distributed.all_reduce(asked)
+        return bool(asked)
+
+    def memory_bytes(self) -> int:
+        """Peak memory of the accelerator so far; on a CPU the peak of this process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        try:
+            import resource
+        except ImportError:  # Windows has no such counter
+            return 0
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def start_machine(config: TrainConfig) -> Machine:
+    """Joins the processes that `accelerate launch` or `torchrun` started, and picks device and precision.
+
+    On CPUs the processes talk through gloo. Raises ValueError from accelerate if the device does not exist.
+    """
+    is_cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    precision = config.precision
+    if precision == "auto":
+        on_gpu = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp16"
+        precision = on_gpu if torch.cuda.is_available() and not is_cpu else "fp32"
+    mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
+    logger = "tensorboard" if config.tensorboard else None
+    accelerator = Accelerator(
+        cpu=is_cpu, mixed_precision=mixed, log_with=logger, project_dir=config.output / "logs"
+    )
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return Machine(accelerator, _DTYPES[precision])
+
+
+def environment(machine: Machine) -> dict[str, str]:
+    """What bit-identity depends on beside the configuration: versions, device and dtype."""
+    device = machine.device.type
+    name = torch.cuda.get_device_name(machine.device) if device == "cuda" else platform.machine()
+    libraries = {library: version(library) for library in _LIBRARIES}
+    return libraries | {"device": f"{device} {name}", "dtype": str(machine.dtype).removeprefix("torch.")}

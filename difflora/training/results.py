@@ -1,0 +1,51 @@
+"""Where a run writes, and the record it leaves beside the adapter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from difflora.formats.container import atomic_write
+from difflora.training.config import TrainConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The files of a run.
+
+    OUTPUT/NAME.safetensors          the adapter
+    OUTPUT/NAME.training.json        configuration, data, environment, times
+    OUTPUT/checkpoints/NAME/         states to resume from
+    OUTPUT/previews/NAME/            images drawn while training
+    OUTPUT/logs/NAME/                TensorBoard
+    """
+
+    adapter: Path
+    record: Path
+    checkpoints: Path
+    previews: Path
+    logs: Path
+
+
+def results_of(config: TrainConfig) -> Results:
+    """The files that a run with this configuration writes."""
+    root, name = config.output, config.name
+    return Results(
+        adapter=root / f"{name}.safetensors",
+        record=root / f"{name}.training.json",
+        checkpoints=root / "checkpoints" / name,
+        previews=root / "previews" / name,
+        logs=root / "logs",
+    )
+
+
+def write_record(path: Path, facts: Mapping[str, Any]) -> None:
+    """Writes NAME.training.json: what the adapter's own file leaves out because it would differ from run to
+    run."""
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    text = json.dumps({"finished_at": finished, **facts}, indent=2, ensure_ascii=False)
+    atomic_write(path, f"{text}\n".encode())

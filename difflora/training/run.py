@@ -1,0 +1,220 @@
+"""A prepared run: everything that a step needs, and what it writes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from difflora.adapter import Adapter
+from difflora.data.buckets import assign_by
+from difflora.data.captions import with_trigger
+from difflora.data.dataset import Dataset
+from difflora.data.folder import scan
+from difflora.families import load
+from difflora.families.model import Model
+from difflora.formats import write
+from difflora.inject import Injected, injected
+from difflora.prompts import escape
+from difflora.training import checkpoint as checkpoints
+from difflora.training.config import TrainConfig
+from difflora.training.examples import Examples, Inputs
+from difflora.training.facts import meta
+from difflora.training.identity import identity, require_same_run, resume_notes
+from difflora.training.loss import Diffusion, Noised
+from difflora.training.machine import Machine, environment, start_machine
+from difflora.training.optimizers import make_optimizer
+from difflora.training.preview import draw_previews
+from difflora.training.results import Results, write_record
+from difflora.training.schedules import total_steps
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """What a step needs. `first_step` counts the steps done before; `rates` are the groups' learning
+    rates."""
+
+    config: TrainConfig
+    results: Results
+    machine: Machine
+    model: Model
+    dataset: Dataset
+    examples: Examples
+    diffusion: Diffusion
+    injected: Injected
+    optimizer: torch.optim.Optimizer
+    rates: tuple[float, ...]
+    scaler: torch.amp.GradScaler
+    total: int
+    first_step: int
+    notes: tuple[str, ...]
+
+    def predict(self, noised: Noised, inputs: Inputs) -> Tensor:
+        """What the UNet says of noisy latents: (B, 4, h, w) in the base's dtype."""
+        device, dtype = self.machine.device, self.model.dtype
+        added = None
+        if inputs.text.pooled is not None:
+            pooled = inputs.text.pooled.to(dtype)
+            added = {"text_embeds": pooled, "time_ids": inputs.time_ids.to(device, dtype)}
+        return self.model.pipeline.unet(
+            noised.noisy.to(device, dtype),
+            noised.timesteps.to(device),
+            inputs.text.hidden.to(dtype),
+            added_cond_kwargs=added,
+        ).sample
+
+    def checkpoint(self, step: int) -> Path | None:
+        """Saves the state after `step` steps; returns the folder, or None on processes that do not write."""
+        folder = None
+        if self.machine.is_main:
+            manifest = checkpoints.Manifest(
+                step=step,
+                config=identity(self.config, self.machine),
+                dataset=self.dataset.fingerprint,
+                base=self.model.facts.sha256,
+                environment=environment(self.machine),
+                threads=torch.get_num_threads(),
+                processes=self.machine.processes,
+                scaler_state=self.scaler.state_dict(),
+            )
+            adapter, keep = self._adapter(step, torch.float32), self.config.keep_checkpoints
+            root = self.results.checkpoints
+            folder = checkpoints.save(root, adapter, self.optimizer, manifest=manifest, keep=keep)
+        self.machine.accelerator.wait_for_everyone()
+        return folder
+
+    def finish(self, loss: float) -> Path | None:
+        """Writes the adapter and its record, then removes the checkpoints; returns the adapter's file."""
+        if self.machine.is_main:
+            adapter = self._adapter(self.total, getattr(torch, self.config.save_dtype))
+            written = write(adapter, self.results.adapter)
+            record = {
+                "adapter": {"file": written.path.name, "autov3": written.autov3, "autov2": written.autov2},
+                "steps": self.total,
+                "resumed_from": self.first_step,
+                "final_loss": loss,
+                "config": self.config.model_dump(mode="json"),
+                "base": asdict(self.model.facts),
+                "data": {"images": len(self.dataset.items), "fingerprint": self.dataset.fingerprint},
+                "environment": environment(self.machine),
+                "threads": torch.get_num_threads(),
+                "processes": self.machine.processes,
+            }
+            write_record(self.results.record, record)
+            shutil.rmtree(self.results.checkpoints, ignore_errors=True)
+        self.machine.accelerator.wait_for_everyone()
+        return self.results.adapter if self.machine.is_main else None
+
+    def draw_previews(self, step: int) -> list[Path]:
+        """Draws the previews with the factors as they are now; returns the files."""
+        captions = dict.fromkeys(
+            with_trigger(item.caption, self.config.trigger) for item in self.dataset.items
+        )
+        prompts = (
+            self.config.preview_prompts or [escape(text) for text in captions][: self.config.preview_count]
+        )
+        return draw_previews(self.model, prompts, self.config, folder=self.results.previews, step=step)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes scalars to the tracker, where one is in use."""
+        self.machine.accelerator.log(dict(values), step=step)
+
+    def why_not_finite(self, step: int, value: float) -> str:
+        """What to tell the user when the loss or the gradient of the step after `step` steps is not
+        finite."""
+        broken = [factor.path for factor in self.injected.factors if not _finite(factor.down, factor.up)]
+        if broken:
+            cause = f"the factors of {len(broken)} layers have diverged ({broken[0]} ...): lower the learning rate"
+        elif not _finite(*self.model.pipeline.unet.parameters()):
+            cause = "the base has weights that are not finite: its file is damaged"
+        else:
+            cause = f"numbers left the range of {self.machine.dtype}: use precision='fp32' or a lower learning rate"
+        kept = (
+            f"The last checkpoint in {self.results.checkpoints} is untouched"
+            if step
+            else "Nothing was written"
+        )
+        return f"step {step + 1} of {self.total}: loss or gradient is {value}: {cause}. {kept}."
+
+    def _adapter(self, step: int, dtype: torch.dtype) -> Adapter:
+        about = meta(self.config, self.model, dataset=self.dataset, step=step, total=self.total)
+        return self.injected.collect(about, dtype=dtype)
+
+
+def _finite(*tensors: Tensor) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+@contextmanager
+def prepared(config: TrainConfig, results: Results) -> Iterator[Run]:
+    """Scans the folder, loads the base, fills the caches, attaches the factors and finds the newest
+    checkpoint.
+
+    Problems of the folder are raised before the base is loaded. On leaving, the model is as it was loaded.
+    """
+    dataset = scan(config)
+    machine = start_machine(config)
+    checkpoint = checkpoints.latest(results.checkpoints)
+    if checkpoint is not None and config.threads is None:
+        torch.set_num_threads(checkpoint.manifest.threads)
+    model = _load(config, machine)
+    if checkpoint is not None:
+        require_same_run(checkpoint, config, machine=machine, dataset=dataset, model=model)
+    buckets = assign_by(dataset.sizes, config, native=model.facts.resolution)
+    examples = Examples(config, dataset, buckets=buckets, model=model, processes=machine.processes)
+    examples.prepare()
+    batches = examples.batches_per_epoch
+    machine.accelerator.init_trackers(config.name)
+    try:
+        with injected(model, config, seed=config.seed) as factors:
+            optimizer, rates = make_optimizer(config, unet=factors.unet, text=factors.text)
+            scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
+            if checkpoint is not None:
+                factors.restore(checkpoint.adapter())
+                checkpoint.load_optimizer(optimizer)
+                scaler.load_state_dict(checkpoint.manifest.scaler_state)
+            yield Run(
+                config=config,
+                results=results,
+                machine=machine,
+                model=model,
+                dataset=dataset,
+                examples=examples,
+                diffusion=Diffusion(model.noise_schedule().alphas_cumprod, model.facts.prediction_type),
+                injected=factors,
+                optimizer=optimizer,
+                rates=rates,
+                scaler=scaler,
+                total=total_steps(config, batches_per_epoch=batches, accumulation=config.accumulation),
+                first_step=checkpoint.manifest.step if checkpoint else 0,
+                notes=_notes(checkpoint, machine, dataset),
+            )
+    finally:
+        machine.accelerator.end_training()
+
+
+def _load(config: TrainConfig, machine: Machine) -> Model:
+    model = load(
+        config.base_model,
+        device=machine.device,
+        dtype=machine.dtype,
+        prediction_type=config.prediction_type,
+        zero_terminal_snr=config.zero_terminal_snr,
+        vae=config.vae,
+        attention=config.attention,
+    )
+    if config.gradient_checkpointing:
+        model.pipeline.unet.enable_gradient_checkpointing()
+    return model
+
+
+def _notes(checkpoint: checkpoints.Checkpoint | None, machine: Machine, dataset: Dataset) -> tuple[str, ...]:
+    skipped = tuple(f"left out {problem.name}: {problem.reason}" for problem in dataset.skipped)
+    if checkpoint is None:
+        return skipped
+    return resume_notes(checkpoint, machine, torch.get_num_threads()) + skipped
