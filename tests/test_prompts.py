@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from difflora.errors import PromptError
-from difflora.prompts import Break, LoraTag, Segment, parse_attention, parse_tags
+from difflora.prompts import Break, LoraTag, Segment, escape, parse_attention, parse_tags
 
 # What A1111 makes of these prompts: pairs of text and weight, None for BREAK.
 A1111_EXAMPLES = {
@@ -264,10 +264,12 @@ def test_text_without_tags_is_kept_as_it_is(text):
     assert parse_tags(text).text == text
 
 
-@given(st.text())
+@given(st.one_of(st.text(), syntax))
 def test_escaped_text_is_preserved(text):
-    escaped = re.sub(r"(.)", r"\\\1", text, flags=re.S)
-    assert parse_attention(escaped) == (Segment(text),)
+    everything = re.sub(r"(.)", r"\\\1", text, flags=re.S)
+    assert parse_attention(everything) == (Segment(text),)
+    assert parse_attention(escape(text)) == (Segment(text),)
+    assert parse_tags(escape(text)).tags == ()
 
 
 @given(st.lists(st.tuples(st.text("abc, ", min_size=1), st.sampled_from([0.5, 0.9, 1.3, 2.0])), min_size=1))

@@ -8,5 +8,5 @@ _SPECIAL = re.compile(r"[\\()\[\]{}<:#]|_(?=_)|\b(?=(?:BREAK|" + "|".join(KEYWOR
 
 
 def escape(text: str) -> str:
-    """The prompt that `parse_attention` reads as `text`, letter by letter: for captions and other plain text."""
+    """The prompt that `parse_attention` reads as `text`, letter by letter: for captions and other text."""
     return _SPECIAL.sub(lambda match: "\\" + match.group(), text)

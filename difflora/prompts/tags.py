@@ -37,7 +37,7 @@ class LoraTag:
 
     def __str__(self) -> str:
         """The tag as A1111 reads it, with both weights spelt out: `<lora:name:te:unet>`."""
-        return f"<lora:{self.name}:{_decimal(self.text)}:{_decimal(self.unet)}>"
+        return f"<lora:{self.name}:{decimal_text(self.text)}:{decimal_text(self.unet)}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ def _weight(positional: list[str], named: str | None, default: float, refuse: Ca
     return 1.0
 
 
-def _decimal(number: float) -> str:
+def decimal_text(number: float) -> str:
     """The shortest decimal without an exponent that reads back as the same float."""
     text = repr(float(number))
     if "e" in text:
