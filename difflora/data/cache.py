@@ -61,25 +61,30 @@ class LatentCache:
         infinity.
         """
         found = self._store.get(
-            self.key(item, bucket, flip=flip), lambda: self._compute(item, bucket, flip=flip)
+            self.key(item, bucket, flip=flip), lambda: self._named(item, bucket, flip=flip)
         )
         return Moments(found["mean"], found["std"])
+
+    def fresh(self, item: Item, bucket: Bucket, *, flip: bool = False) -> Moments:
+        """What `get` gives, with the same bits and errors, but computed anew and kept nowhere."""
+        batch = self._encode(load_pixels(item, bucket, flip=flip).unsqueeze(0))
+        moments = Moments(*(part[0].float().cpu().contiguous() for part in (batch.mean, batch.std)))
+        if not (moments.mean.isfinite().all() and moments.std.isfinite().all()):
+            raise TrainingError(
+                f"{item.path}: the VAE turns this image into NaN or infinity; "
+                "SDXL's own VAE does so in float16: use it in float32, or another with --vae."
+            )
+        return moments
+
+    def _named(self, item: Item, bucket: Bucket, *, flip: bool) -> dict[str, Tensor]:
+        moments = self.fresh(item, bucket, flip=flip)
+        return {"mean": moments.mean, "std": moments.std}
 
     def key(self, item: Item, bucket: Bucket, *, flip: bool) -> str:
         """What an entry is known by."""
         size = f"{bucket[0]}x{bucket[1]}"
         side = "mirrored" if flip else "plain"
         return f"latents {_VERSION} {item.sha256} {size} {side} pillow-{PIL.__version__} {self._encoder}"
-
-    def _compute(self, item: Item, bucket: Bucket, *, flip: bool) -> dict[str, Tensor]:
-        moments = self._encode(load_pixels(item, bucket, flip=flip).unsqueeze(0))
-        tensors = {"mean": moments.mean[0].float(), "std": moments.std[0].float()}
-        if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-            raise TrainingError(
-                f"{item.path}: the VAE turns this image into NaN or infinity; "
-                "SDXL's own VAE does so in float16: use it in float32, or another with --vae."
-            )
-        return tensors
 
 
 class TextCache:

@@ -65,7 +65,7 @@ def read_caption(path: Path) -> str:
     return " ".join(text.split())
 
 
-def find_caption(folder: Path, names: Sequence[str], options: DataOptions) -> str | None:
+def find_caption(folder: Path, names: Sequence[str]) -> str | None:
     """The caption of one image from the caption files beside it, or None where there is none.
 
     `names` are those files of the image that end in one of `extensions(options)`, in any case.

@@ -114,7 +114,7 @@ def _caption(concept: Concept, names: Sequence[str], options: DataOptions) -> st
     """The caption of one image, without trigger. Raises DataError (reason alone) if nothing says it."""
     if options.caption:
         return options.caption
-    text = captions.find_caption(concept.path, names, options)
+    text = captions.find_caption(concept.path, names)
     caption = concept.caption if text is None else text
     if caption or options.trigger:
         return caption

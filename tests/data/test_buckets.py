@@ -89,11 +89,11 @@ def test_square_images_are_square_whatever_their_size(step):
 
 
 def test_without_upscale_a_small_image_keeps_its_own_size():
-    options = GRIDS[0] | {"upscale": False}
-    assert one((300, 200), **options).sizes == ((256, 192),)
-    assert one((300, 200), **(options | {"upscale": True})).sizes == ((640, 384),)
-    assert one((3000, 2000), **options).sizes == ((640, 384),)
-    assert one((40, 200), **options).sizes == ((64, 192),)  # nothing below one step
+    options = GRIDS[0]
+    assert one((300, 200), upscale=False, **options).sizes == ((256, 192),)
+    assert one((300, 200), **options).sizes == ((640, 384),)
+    assert one((3000, 2000), upscale=False, **options).sizes == ((640, 384),)
+    assert one((40, 200), upscale=False, **options).sizes == ((64, 192),)  # nothing below one step
 
 
 def test_a_single_square_is_the_case_of_equal_limits():

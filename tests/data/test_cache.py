@@ -60,6 +60,16 @@ def test_an_image_is_encoded_once(item):
     assert cache.counts == Counts(memory=1, computed=1)
 
 
+def test_fresh_latents_have_the_same_bits_and_are_not_kept(item, tmp_path):
+    vae = Vae()
+    cache = LatentCache(vae, encoder="vae", folder=tmp_path / "c")
+    for flip in (False, True):
+        assert same(cache.fresh(item, BUCKET, flip=flip), cache.fresh(item, BUCKET, flip=flip))
+        assert not list((tmp_path / "c").rglob("*.safetensors")) or flip
+        assert same(cache.fresh(item, BUCKET, flip=flip), cache.get(item, BUCKET, flip=flip))
+    assert len(vae.seen) == 8 and cache.counts == Counts(computed=2)
+
+
 def test_the_next_run_reads_the_same_bits_from_disk(item, tmp_path):
     first = LatentCache(Vae(), encoder="vae", folder=tmp_path / "c").get(item, BUCKET)
     vae = Vae()

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import re
 import shutil
@@ -330,8 +331,6 @@ def test_fingerprint_follows_the_content_and_not_the_place(tmp_path):
 
 
 def test_item_carries_the_hash_of_the_file(tmp_path):
-    import hashlib
-
     path = put(tmp_path, "a.png")
     assert scanned(tmp_path).items[0].sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
