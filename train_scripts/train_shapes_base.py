@@ -8,14 +8,14 @@ import tyro
 
 from train_scripts.shapes.base import BaseOptions, Stage, run_stages
 from train_scripts.shapes.unet import UNetOptions
-from train_scripts.shapes.vae import DecoderOptions
+from train_scripts.shapes.vae import VAEOptions
 
 ROOT = Path(__file__).parents[1]
 
 
 def main(
     stages: Annotated[tuple[Stage, ...], tyro.conf.arg(help="what to do, in this order")] = (
-        "decoder",
+        "vae",
         "unet",
         "install",
     ),
@@ -23,15 +23,15 @@ def main(
         ROOT / "sample_data" / "shapes-sd"
     ),
     work: Annotated[Path, tyro.conf.arg(help="checkpoints, latents and preview sheets")] = ROOT / ".train",
-    decoder_steps: Annotated[int, tyro.conf.arg(help="whole length of the decoder's training")] = 2000,
+    vae_steps: Annotated[int, tyro.conf.arg(help="whole length of the VAE's training")] = 2000,
     unet_steps: Annotated[int, tyro.conf.arg(help="whole length of the UNet's training")] = 6000,
     threads: Annotated[int, tyro.conf.arg(help="CPU threads; another count changes the last bits")] = 2,
 ) -> None:
-    """Train the decoder, then UNet and text encoder, then install both; run it again after a stop."""
+    """Train the VAE, then UNet and text encoder, then install both; run it again after a stop."""
     torch.set_num_threads(threads)
     run_stages(
         stages,
-        BaseOptions(base, work, DecoderOptions(steps=decoder_steps), UNetOptions(steps=unet_steps)),
+        BaseOptions(base, work, VAEOptions(steps=vae_steps), UNetOptions(steps=unet_steps)),
     )
 
 

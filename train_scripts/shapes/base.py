@@ -10,16 +10,16 @@ from train_scripts.shapes.folder import load_pipeline, publish
 from train_scripts.shapes.trainee import Trainee
 from train_scripts.shapes.unet import UNetOptions, encode_scenes, preview_sheet, train_unet, unet_trainee
 from train_scripts.shapes.vae import (
-    DecoderOptions,
     Report,
-    decoder_trainee,
+    VAEOptions,
     psnr,
     random_pictures,
     reconstruction_sheet,
-    train_decoder,
+    train_vae,
+    vae_trainee,
 )
 
-Stage: TypeAlias = Literal["decoder", "unet", "install"]
+Stage: TypeAlias = Literal["vae", "unet", "install"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +28,14 @@ class BaseOptions:
 
     base: Path
     work: Path
-    decoder: DecoderOptions
+    vae: VAEOptions
     unet: UNetOptions
     save_every: int = 200
     sheet_every: int = 600
 
     @property
-    def decoder_checkpoint(self) -> Path:
-        return self.work / "decoder.safetensors"
+    def vae_checkpoint(self) -> Path:
+        return self.work / "vae.safetensors"
 
     @property
     def unet_checkpoint(self) -> Path:
@@ -45,7 +45,7 @@ class BaseOptions:
 def run_stages(stages: tuple[Stage, ...], options: BaseOptions) -> None:
     """Run the stages in the order given; "install" writes what both trainings have learned to the base."""
     work: dict[Stage, Callable[[BaseOptions], None]] = {
-        "decoder": run_decoder,
+        "vae": run_vae,
         "unet": run_unet,
         "install": install,
     }
@@ -53,23 +53,23 @@ def run_stages(stages: tuple[Stage, ...], options: BaseOptions) -> None:
         work[stage](options)
 
 
-def run_decoder(options: BaseOptions) -> None:
-    """Train the decoder, with sheets of reconstructions in the work folder."""
-    vae = load_pipeline(options.base).vae
-    trainee = _resumed(decoder_trainee(vae, options.decoder), options.decoder_checkpoint)
+def run_vae(options: BaseOptions) -> None:
+    """Train the VAE, with sheets of reconstructions in the work folder."""
+    vae, old = load_pipeline(options.base).vae, load_pipeline(options.base).vae
+    trainee = _resumed(vae_trainee(vae, options.vae), options.vae_checkpoint)
     unseen = random_pictures(64, seed="unseen")
 
     def look(step: int) -> None:
-        print(f"decoder {step}: {psnr(vae, unseen):.2f} dB on unseen pictures", flush=True)
-        reconstruction_sheet(vae, options.work / f"decoder_{step:06d}.png")
+        print(f"vae {step}: {psnr(vae, unseen):.2f} dB on unseen pictures", flush=True)
+        reconstruction_sheet(vae, options.work / f"vae_{step:06d}.png")
 
-    _follow(train_decoder(vae, trainee, options.decoder), trainee, options.decoder_checkpoint, look, options)
+    _follow(train_vae(vae, trainee, old, options.vae), trainee, options.vae_checkpoint, look, options)
 
 
 def run_unet(options: BaseOptions) -> None:
     """Train UNet and text encoder, with sheets of the preview prompts in the work folder."""
     pipeline = load_pipeline(options.base)
-    _average_into(decoder_trainee(pipeline.vae, options.decoder), options.decoder_checkpoint)
+    _average_into(vae_trainee(pipeline.vae, options.vae), options.vae_checkpoint)
     data = encode_scenes(pipeline, options.unet, options.work)
     trainee = _resumed(unet_trainee(pipeline, options.unet), options.unet_checkpoint)
 
@@ -84,7 +84,7 @@ def run_unet(options: BaseOptions) -> None:
 def install(options: BaseOptions) -> None:
     """Write the base with the averaged weights of the trainings that have a checkpoint."""
     pipeline = load_pipeline(options.base)
-    _average_into(decoder_trainee(pipeline.vae, options.decoder), options.decoder_checkpoint)
+    _average_into(vae_trainee(pipeline.vae, options.vae), options.vae_checkpoint)
     _average_into(unet_trainee(pipeline, options.unet), options.unet_checkpoint)
     publish(pipeline, options.base)
 

@@ -42,8 +42,10 @@ def publish(pipeline: Any, folder: Path) -> None:
 
 @torch.no_grad()
 def _settle_posterior(vae: Any) -> None:
-    """Gives every latent a log-variance of −10. The VAE is trained on means, which leaves its variance head as it was
-    drawn; trainers that sample the posterior, as Stable Diffusion's do, would learn from noise.
+    """Give every latent a log-variance of −10.
+
+    The VAE is trained on means, which leaves its variance head as it was drawn; trainers that sample the
+    posterior, as Stable Diffusion's do, would learn from noise.
     """
     channels = vae.config["latent_channels"]
     vae.quant_conv.weight[channels:] = 0

@@ -11,7 +11,8 @@ from torch import Tensor
 def to_tensor(images: Sequence[Image.Image]) -> Tensor:
     """RGB images of one size as float32 (N, 3, height, width) between -1 and 1, as the VAE takes them."""
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+    # Contiguous: convolutions in the channels-last layout took twice as long on the CPU.
+    return pixels.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
 def to_images(pixels: Tensor) -> list[Image.Image]:

@@ -112,8 +112,7 @@ def _fingerprint(encoder: torch.nn.Module, scenes: list[Scene]) -> str:
 
 
 def unet_trainee(pipeline: Any, options: UNetOptions) -> Trainee:
-    """The parameters of UNet and text encoder ready to train; the VAE's are frozen."""
-    pipeline.vae.requires_grad_(False)
+    """The parameters of UNet and text encoder ready to train."""
     parameters = named(pipeline.unet, "unet") | named(pipeline.text_encoder, "text_encoder")
     return Trainee(parameters, rate=Rate(options.peak_rate, options.steps), decay=0.998)
 
