@@ -22,7 +22,7 @@ from difflora.formats.peft_config import METADATA_KEY, TEXT_LEVEL, component_of,
 # Spelling -> leaf; the first that matches counts. The adapter's name may be left in: "lora_A.default.weight".
 _SPELLINGS = (
     (r"\.lora_B\.bias", "lora_up.bias"),
-    (r"\.lora_magnitude_vector(\.\w+)?", "dora_scale"),
+    (r"\.lora_magnitude_vector(\.\w+)*", "dora_scale"),
     (r"\.lora_A(\.\w+)?(\.weight)?", DOWN),
     (r"\.lora_B(\.\w+)?(\.weight)?", UP),
     (r"(\.lora|_lora|\.lora_linear_layer)\.down\.weight", DOWN),

@@ -133,23 +133,28 @@ def _parse_json(text: bytes, where: str) -> dict[str, Any]:
     if not text.startswith(b"{"):
         raise AdapterFileError(f"{where}: the header starts with {text[:8]!r}, expected {{")
     try:
-        content = json.loads(text.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+        content = json.loads(text.decode(), object_pairs_hook=_Objects(), parse_constant=_no_constants)
     except (ValueError, RecursionError) as error:  # ValueError: bad UTF-8, bad JSON, a number of 5000 digits
         raise AdapterFileError(f"{where}: the header cannot be read: {clip(str(error), 200)}") from error
-    if not content:
-        raise AdapterFileError(f"{where}: holds no tensors")
-    if len(content) > MAX_TENSORS:
-        raise AdapterFileError(f"{where}: {len(content)} tensors, the limit is {MAX_TENSORS}")
     return content
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in content if names.count(name) > 1)
-        raise ValueError(f"{clip(twice)} is there twice")
-    return content
+class _Objects:
+    """Makes each JSON object; gives up at a name that is there twice, or at too many objects."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        self._count += 1
+        if self._count > MAX_TENSORS + 2:  # the metadata, and the object around all
+            raise ValueError(f"it lists more than {MAX_TENSORS} tensors")
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in content if names.count(name) > 1)
+            raise ValueError(f"{clip(twice)} is there twice")
+        return content
 
 
 def _no_constants(name: str) -> None:
@@ -171,6 +176,8 @@ def _metadata(content: Any, where: str) -> dict[str, str]:
 
 
 def _entries(content: Mapping[str, Any], data_size: int, where: str) -> dict[str, TensorEntry]:
+    if len(content) > MAX_TENSORS:
+        raise AdapterFileError(f"{where}: it lists more than {MAX_TENSORS} tensors")
     problems: list[str] = []
     entries: dict[str, TensorEntry] = {}
     for name, fields in content.items():
@@ -231,7 +238,7 @@ def _cover_problems(entries: Mapping[str, TensorEntry], data_size: int) -> list[
     for name, entry in entries.items():
         if entry.begin < end:
             problems.append(
-                f"{clip(name)}: its data overlaps that of {clip(last)} by {end - entry.begin} bytes"
+                f"{clip(name)}: {end - entry.begin} bytes of its data overlap those of {clip(last)}"
             )
         elif entry.begin > end:
             problems.append(f"{clip(name)}: a hole of {entry.begin - end} bytes lies before its data")
@@ -245,7 +252,7 @@ def _cover_problems(entries: Mapping[str, TensorEntry], data_size: int) -> list[
     return problems
 
 
-def clip(text: str, limit: int = 80) -> str:
+def clip(text: str, limit: int = 160) -> str:
     """`text` fit for an error message: unprintable letters escaped, and no longer than `limit`."""
     shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text[:limit])
     return shown if len(text) <= limit else f"{shown}..."

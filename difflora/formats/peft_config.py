@@ -156,4 +156,4 @@ def _most_common(values: Iterable[float]) -> float:
 
 def _tidy(alpha: float) -> float:
     """A whole number as an int: scale · rank misses it by one unit in the last place now and then."""
-    return round(alpha) if math.isclose(alpha, round(alpha), rel_tol=1e-14) else alpha
+    return round(alpha) if alpha != 0 and math.isclose(alpha, round(alpha), rel_tol=1e-14) else alpha
