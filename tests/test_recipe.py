@@ -319,6 +319,8 @@ def test_every_field_of_a_request_is_documented():
 def test_recipes_refuse_what_they_do_not_know():
     content = json.loads(RECIPE.to_json())
     content["colour"] = "red"
+    with pytest.raises(RecipeError, match="less than batch_size 2"):
+        Recipe.from_json(json.dumps({**json.loads(RECIPE.to_json()), "batch_index": 2}))
     content["adapters"][0]["unet"] = float("nan")
     with pytest.raises(RecipeError) as caught:
         Recipe.from_json(json.dumps(content))

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from difflora.errors import ConfigError, RecipeError
 from difflora.recipe.request import Request, explain
@@ -50,12 +50,20 @@ class Recipe(BaseModel):
     mode: Literal["merged", "live"] = "merged"
     dtype: str = "float32"
     device: str = "cpu"
-    threads: int = Field(default=1, ge=1)
-    batch_size: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1, le=1024)
+    batch_size: int = Field(default=1, ge=1, le=1024)
     batch_index: int = Field(default=0, ge=0)
-    chunks: int = Field(default=1, ge=1)
+    chunks: int = Field(default=1, ge=1, le=1024)
     seed: int = Field(default=0, ge=0, le=2**64 - 1)
     versions: Mapping[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _index_in_batch(self) -> Self:
+        if self.batch_index >= self.batch_size:
+            raise ValueError(
+                f"batch_index: {self.batch_index}, expected less than batch_size {self.batch_size}"
+            )
+        return self
 
     def to_json(self) -> str:
         """One line of ASCII that `from_json` turns into an equal recipe, floats to the last bit."""

@@ -1,0 +1,225 @@
+"""A folder of adapter files: names, hashes, damage, links, and prompts resolved against it."""
+
+import os
+
+import pytest
+import torch
+
+from difflora import library as library_module
+from difflora.adapter import Adapter, AdapterMeta, Weight, same
+from difflora.errors import AdapterFileError, LibraryError, PromptError
+from difflora.formats import hashes, write
+from difflora.kinds import LoRA
+from difflora.library import Library, resolve
+
+PATH = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+def adapter(seed):
+    generator = torch.Generator().manual_seed(seed)
+    down, up = torch.randn(2, 320, generator=generator), torch.randn(320, 2, generator=generator)
+    return Adapter({PATH: (LoRA(down=down, up=up, scale=1.0),)}, AdapterMeta(name="shown", family="sd1"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "adapters"
+    for number, name in enumerate(("halftone", "neon", "a/robot", "b/robot", "b/deep/mosaic v1.2")):
+        path = root / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(adapter(number), path)
+    (root / "notes.txt").write_text("not an adapter")
+    return root
+
+
+def test_names_are_paths_below_the_folder(folder):
+    library = Library(folder)
+    expected = ("a/robot", "b/deep/mosaic v1.2", "b/robot", "halftone", "neon")
+    assert library.names == expected
+    assert tuple(library.entries) == expected
+    assert library.broken == {}
+    entry = library.entries["b/robot"]
+    assert (entry.name, entry.report.family, entry.report.ranks) == ("b/robot", "sd1", (2,))
+
+
+@pytest.mark.parametrize(
+    ("name", "seed", "short"),
+    [
+        ("halftone", 0, "halftone"),
+        ("halftone.safetensors", 0, "halftone"),
+        ("a/robot", 2, "a/robot"),
+        ("b\\robot", 3, "b/robot"),
+        ("mosaic v1.2", 4, "mosaic v1.2"),
+        ("deep/mosaic v1.2", 4, "mosaic v1.2"),
+    ],
+)
+def test_get(folder, name, seed, short):
+    library = Library(folder)
+    found = library.get(name)
+    assert same(found, adapter(seed))
+    assert found.meta.name == short
+    assert library.get(short) is found
+
+
+def test_an_ambiguous_name_lists_its_meanings(folder):
+    with pytest.raises(LibraryError, match="2 adapters") as caught:
+        Library(folder).get("robot")
+    assert "a/robot" in str(caught.value)
+    assert "b/robot" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("Halftones", "halftone"), ("mosaic", "mosaic v1.2"), ("zzz", "neon")]
+)
+def test_an_unknown_name_shows_near_ones(folder, name, hint):
+    with pytest.raises(LibraryError, match=hint):
+        Library(folder).get(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret", "/etc/passwd", "a/../halftone", "./halftone", "", ".", "/", "robot/", "halftone\0"]
+)
+def test_names_are_never_paths(folder, name):
+    write(adapter(9), folder.parent / "secret.safetensors")
+    with pytest.raises(LibraryError):
+        Library(folder).get(name)
+
+
+def test_a_file_added_later_is_found_and_a_changed_one_read_again(folder):
+    library = Library(folder)
+    first = library.get("neon")
+    write(adapter(7), folder / "new.safetensors")
+    write(adapter(8), folder / "neon.safetensors")
+    assert same(library.get("new"), adapter(7))
+    library.refresh()
+    assert same(library.get("neon"), adapter(8))
+    assert same(first, adapter(1))
+
+
+def test_by_hash(folder):
+    library = Library(folder)
+    full = hashes(folder / "a" / "robot.safetensors").data_hash
+    for written in (full, full[:8], full[:12].upper(), "0x" + full):
+        assert same(library.by_hash(written), adapter(2))
+    assert library.by_hash(full).data_hash == full
+
+
+def test_files_are_hashed_once_and_only_when_asked(folder, monkeypatch):
+    calls = []
+    monkeypatch.setattr(library_module, "hashes", lambda path: calls.append(path) or hashes(path))
+    library = Library(folder)
+    assert library.entries
+    assert not calls
+    full = hashes(folder / "neon.safetensors").data_hash
+    for _ in range(2):
+        library.by_hash(full[:10])
+    assert len(calls) == 5
+    write(adapter(8), folder / "neon.safetensors")
+    library.refresh()
+    with pytest.raises(LibraryError, match="no adapter"):
+        library.by_hash(full)
+    assert len(calls) == 6
+
+
+def test_a_copy_of_an_adapter_is_no_ambiguity(folder):
+    (folder / "copy.safetensors").write_bytes((folder / "neon.safetensors").read_bytes())
+    full = hashes(folder / "neon.safetensors").data_hash
+    assert same(Library(folder).by_hash(full[:8]), adapter(1))
+
+
+@pytest.mark.parametrize("text", ["", "abc", "0123456", "xyz" * 4, "f" * 65, "*"])
+def test_what_is_no_hash_is_refused(folder, text):
+    with pytest.raises(LibraryError, match="hex digits"):
+        Library(folder).by_hash(text)
+
+
+def test_broken_files_are_listed_and_break_nothing_else(folder):
+    (folder / "cut.safetensors").write_bytes((folder / "neon.safetensors").read_bytes()[:-100])
+    (folder / "empty.safetensors").write_bytes(b"")
+    (folder / "text.safetensors").write_text("<html>not found</html>")
+    library = Library(folder)
+    assert sorted(library.broken) == ["cut", "empty", "text"]
+    assert all(library.broken.values())
+    assert len(library.entries) == 5
+    assert same(library.get("neon"), adapter(1))
+    full = hashes(folder / "neon.safetensors").data_hash
+    assert same(library.by_hash(full), adapter(1))
+    with pytest.raises(AdapterFileError):
+        library.get("cut")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+def test_links_that_leave_the_folder_are_not_followed(folder):
+    outside = folder.parent / "outside"
+    outside.mkdir()
+    write(adapter(9), outside / "secret.safetensors")
+    (folder / "file.safetensors").symlink_to(outside / "secret.safetensors")
+    (folder / "sub").symlink_to(outside)
+    (folder / "loop.safetensors").symlink_to(folder / "loop.safetensors")
+    (folder / "inside.safetensors").symlink_to(folder / "neon.safetensors")
+    (folder / "again").symlink_to(folder)
+    library = Library(folder)
+    assert sorted(library.broken) == ["file", "loop", "sub"]
+    assert "inside" in library.entries
+    assert not any("secret" in name or name.startswith("again") for name in library.names)
+    with pytest.raises(LibraryError, match="link out of the folder"):
+        library.get("file")
+
+
+def test_two_spellings_of_one_name_are_not_confused(folder):
+    os.rename(folder / "halftone.safetensors", folder / "neon.SafeTensors")
+    library = Library(folder)
+    assert [name for name in library.names if "neon" in name] == ["neon"]
+    assert "same name" in "".join(library.broken.values())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="file names are Unicode there")
+def test_a_file_name_that_is_no_text_is_listed(folder):
+    os.rename(folder / "halftone.safetensors", os.fsencode(folder) + b"/bad\xff.safetensors")
+    library = Library(folder)
+    assert "no valid text" in library.broken["bad?"]
+    assert len(library.names) == 4
+
+
+def test_previews(folder):
+    (folder / "neon.preview.png").write_bytes(b"x")
+    (folder / "b" / "deep" / "mosaic v1.2.jpg").write_bytes(b"x")
+    entries = Library(folder).entries
+    assert entries["neon"].preview == folder / "neon.preview.png"
+    assert entries["b/deep/mosaic v1.2"].preview == folder / "b" / "deep" / "mosaic v1.2.jpg"
+    assert entries["halftone"].preview is None
+
+
+@pytest.mark.parametrize(
+    "make", [lambda path: None, lambda path: path.write_text("x")], ids=["missing", "file"]
+)
+def test_a_library_needs_a_folder(tmp_path, make):
+    make(tmp_path / "here")
+    with pytest.raises(LibraryError, match="expected a folder"):
+        Library(tmp_path / "here")
+
+
+def test_an_empty_folder(tmp_path):
+    library = Library(tmp_path)
+    assert library.names == ()
+    with pytest.raises(LibraryError, match="holds no"):
+        library.get("x")
+
+
+def test_resolve(folder):
+    library = Library(folder)
+    resolved = resolve("a cat <lora:halftone:0.5:0.8> in <lora:b/robot:-1><lora:halftone:0.25> ", library)
+    assert resolved.prompt == "a cat  in"
+    pairs = [(one.meta.name, weight) for one, weight in resolved.stack]
+    assert pairs == [("halftone", Weight(unet=1.05, text=0.75)), ("b/robot", Weight(-1, -1))]
+    plain = resolve(" a cat", library)
+    assert (plain.prompt, len(plain.stack)) == (" a cat", 0)
+
+
+def test_resolve_names_everything_that_is_missing(folder):
+    with pytest.raises(LibraryError) as caught:
+        resolve("<lora:nean:1> <lora:neon:1> <lora:robot:1>", Library(folder))
+    assert "'nean'" in str(caught.value)
+    assert "'robot'" in str(caught.value)
+    with pytest.raises(PromptError):
+        resolve("<lora:neon", Library(folder))
