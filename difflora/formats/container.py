@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from difflora.errors import AdapterFileError, listing
-from difflora.formats.header import DTYPES, clip, load_header, open_plain
+from difflora.formats.header import DTYPES, Header, clip, load_header, open_plain
 
 STALE_SECONDS = 600  # nobody writes to a temporary file that has not grown for so long: its writer was killed
 
@@ -49,18 +49,22 @@ def read_tensors(path: str | os.PathLike[str]) -> TensorFile:
     Raises AdapterFileError if the file is malformed or shorter than its header says.
     """
     with open_plain(path) as file:
-        header = load_header(file, str(path))
-        digest = hashlib.sha256()
-        tensors: dict[str, Tensor] = {}
-        for name, entry in header.tensors.items():
-            tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
-            view = _bytes(tensor)
-            if file.readinto(view) != len(view):  # pyright: ignore[reportAttributeAccessIssue]
-                raise AdapterFileError(f"{path}: {clip(name)}: the file became shorter while it was read")
-            if entry.dtype == "BOOL" and max(view) > 1:
-                raise AdapterFileError(f"{path}: {clip(name)}: a BOOL is neither 0 nor 1")
-            digest.update(view)
-            tensors[name] = tensor
+        return load_tensors(file, load_header(file, str(path)), str(path))
+
+
+def load_tensors(file: BinaryIO, header: Header, where: str) -> TensorFile:
+    """The tensors of an open file that stands where `load_header` left it; `where` names it in errors."""
+    digest = hashlib.sha256()
+    tensors: dict[str, Tensor] = {}
+    for name, entry in header.tensors.items():
+        tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+        view = _bytes(tensor)
+        if file.readinto(view) != len(view):  # pyright: ignore[reportAttributeAccessIssue]
+            raise AdapterFileError(f"{where}: {clip(name)}: the file became shorter while it was read")
+        if entry.dtype == "BOOL" and max(view) > 1:
+            raise AdapterFileError(f"{where}: {clip(name)}: a BOOL is neither 0 nor 1")
+        digest.update(view)
+        tensors[name] = tensor
     return TensorFile(tensors, header.metadata, digest.hexdigest())
 
 

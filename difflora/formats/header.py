@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,16 +84,18 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 def open_plain(path: str | os.PathLike[str]) -> BinaryIO:
     """`path` opened for reading. Raises AdapterFileError if it is no plain file or cannot be opened."""
     where = Path(path)
-    if where.is_dir():
-        raise AdapterFileError(f"{where}: is a folder; name the .safetensors file inside it")
-    if where.exists() and not where.is_file():  # a FIFO would block for ever when opened
-        raise AdapterFileError(f"{where}: is not a plain file")
-    if where.suffix.lower() in PICKLE_SUFFIXES:
-        raise AdapterFileError(_pickle_message(str(where)))
     try:
+        mode = where.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise AdapterFileError(f"{where}: is a folder; name the .safetensors file inside it")
+        if not stat.S_ISREG(mode):  # a FIFO would block for ever when opened
+            raise AdapterFileError(f"{where}: is not a plain file")
+        if where.suffix.lower() in PICKLE_SUFFIXES:
+            raise AdapterFileError(_pickle_message(str(where)))
         return open(where, "rb")
-    except OSError as error:
-        raise AdapterFileError(f"{where}: cannot be opened: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise AdapterFileError(f"{clip(str(where))}: cannot be opened: {reason}") from error
 
 
 def load_header(file: BinaryIO, where: str) -> Header:

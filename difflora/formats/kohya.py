@@ -1,8 +1,11 @@
 """The format of kohya's sd-scripts, which A1111, ComfyUI, Forge and diffusers read.
 
-unet.down_blocks.0.attentions.0.proj_in  <->  lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight
-                                              lora_unet_down_blocks_0_attentions_0_proj_in.lora_up.weight
-                                              lora_unet_down_blocks_0_attentions_0_proj_in.alpha
+    unet.mid_block.attentions.0.proj_in  <->  lora_unet_mid_block_attentions_0_proj_in.lora_down.weight
+                                              lora_unet_mid_block_attentions_0_proj_in.lora_up.weight
+                                              lora_unet_mid_block_attentions_0_proj_in.alpha
+
+diffusers (0.42) has two limits with these files: attention modules whose alpha is not that of most are given
+that one, and a text encoder is read only if an `out_proj` is among its modules. Its own format has neither.
 """
 
 from collections.abc import Collection

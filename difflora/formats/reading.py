@@ -13,10 +13,10 @@ from torch import Tensor
 from difflora.adapter import Adapter
 from difflora.errors import AdapterError, AdapterFileError, listing
 from difflora.families import FAMILIES, Family
-from difflora.formats.container import not_finite, read_tensors
+from difflora.formats.container import load_tensors, not_finite
 from difflora.formats.detect import detect, known_modules, stranger
 from difflora.formats.format import DOWN, Format, Metadata, Part, Scale
-from difflora.formats.header import DTYPES, Header, clip, read_header
+from difflora.formats.header import DTYPES, Header, clip, load_header, open_plain, read_header
 from difflora.formats.leaves import FOREIGN, build
 from difflora.formats.metadata import meta_of
 from difflora.kinds import Kind
@@ -70,9 +70,10 @@ def read_file(
     path: str | os.PathLike[str], formats: Sequence[type[Format]], *, family: Family | None
 ) -> Adapter:
     """The adapter in a file; see `difflora.formats.read`."""
-    header = _small_enough(read_header(path), str(path))
-    plan = _plan(header, formats, family, str(path))
-    file = read_tensors(path)
+    with open_plain(path) as opened:
+        header = _small_enough(load_header(opened, str(path)), str(path))
+        plan = _plan(header, formats, family, str(path))
+        file = load_tensors(opened, header, str(path))
     modules, problems = _build(plan, file.tensors)
     wrong = {**plan.problems, **problems}
     lines = [f"{name}: {reason}" for name, reason in wrong.items()] + not_finite(file.tensors)

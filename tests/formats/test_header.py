@@ -186,6 +186,8 @@ def test_what_is_no_plain_file_is_refused(tmp_path: Path) -> None:
         read_header(tmp_path)
     with pytest.raises(AdapterFileError, match=r"absent\.safetensors: cannot be opened: No such file"):
         read_header(tmp_path / "absent.safetensors")
+    for odd in ("nul\x00.safetensors", "n" * 5000):
+        assert "cannot be opened" in inspect(tmp_path / odd).problem
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "fifo.safetensors")
         with pytest.raises(AdapterFileError, match="plain file"):

@@ -35,14 +35,14 @@ def random_adapter(modules: dict[str, nn.Module]) -> Adapter:
     generator = torch.Generator().manual_seed(3)
     found: dict[str, tuple[LoRA]] = {}
     for path, module in sorted(modules.items()):
-        if not path.endswith(("to_q", "to_k", "to_v", "to_out.0", "proj_in", "conv1", "q_proj", "v_proj")):
+        if not path.endswith(("to_q", "to_k", "to_v", "to_out.0", "proj_in", "conv1", "q_proj", "out_proj")):
             continue
         if not isinstance(module, nn.Linear | nn.Conv2d):
             continue
         out, *rest = module.weight.shape
         down = torch.randn(4, *rest, generator=generator) / np.sqrt(np.prod(rest))
         up = torch.randn(out, 4, *(1,) * (len(rest) - 1), generator=generator)
-        found[path] = (LoRA(down, up * 0.3 * module.weight.detach().std(), scale=0.5),)
+        found[path] = (LoRA(down, up * 1.5 * module.weight.detach().std(), scale=0.5),)
     return Adapter(found, AdapterMeta("strong", "sd1"))
 
 
