@@ -130,6 +130,7 @@ def test_a1111_text_round_trip(request, prompt, negative, pairs):
     recipe = Recipe(request=request, adapters=mix, seed=request.seed)
     read = parse_parameters(png_text(recipe)["parameters"])
     expected = {**request.model_dump(), "prompt": prompt, "negative": negative}
+    expected["eta"], expected["guidance_rescale"] = request.eta or None, request.guidance_rescale or None
     if not (request.width and request.height):
         expected["width"] = expected["height"] = None
     assert read.request.model_dump() == expected

@@ -59,8 +59,8 @@ def _pairs(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     yield "Model", recipe.base.name
     yield "Clip skip", request.clip_skip if request.clip_skip > 1 else None
     yield "RNG", "CPU"
-    yield "Eta DDIM", _number(request.eta)
-    yield "CFG Rescale", _number(request.guidance_rescale)
+    yield "Eta DDIM", _number(request.eta or None)
+    yield "CFG Rescale", _number(request.guidance_rescale or None)
     hashes = [f"{_tag(adapter).name}: {adapter.data_hash[:LORA_HASH_DIGITS]}" for adapter in recipe.adapters]
     yield "Lora hashes", ", ".join(hashes)
     yield "Version", f"difflora {version('difflora')}"
