@@ -8,7 +8,7 @@ from typing import Any
 from difflora.errors import BaseModelError, ConfigError
 from difflora.families import FAMILIES
 from difflora.families import family as family_named
-from difflora.families.family import ASSETS, Family, variant_folder
+from difflora.families.family import Family, variant_folder
 from difflora.families.headers import Header, read_header
 from difflora.families.hub import download_configs
 from difflora.families.model import BaseFacts
@@ -19,6 +19,9 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 SMALL = "shapes"
 """The variant of a model that is smaller than the real ones of its family."""
+
+# These have the names and shapes of SDXL, and other noise levels.
+_EDM = {"edm_mean": "a Playground 2.5 model", "edm_vpred.sigma_max": "a CosXL model"}
 
 # A fragment of a tensor's name, and what a file with such a tensor is.
 _STRANGERS = (
@@ -31,7 +34,6 @@ _STRANGERS = (
     (("joint_blocks.",), "a Stable Diffusion 3 model"),
     (("control_model.", "controlnet_"), "a ControlNet"),
     (("conditioner.embedders.0.model.",), "the SDXL refiner"),
-    (("edm_mean",), "a Playground 2.5 model"),
     (("decoder.up", "decoder.mid"), "a VAE; give it as vae= beside a base"),
     (("down_blocks.",), "a UNet alone; give a whole checkpoint or a diffusers folder"),
 )
@@ -149,12 +151,15 @@ def _file_facts(place: File, overrides: Overrides) -> BaseFacts:
 
 
 def _file_family(path: Path, header: Header) -> Family:
-    for member in reversed(FAMILIES):
-        if member.marker in header.shapes:
+    strangers = [what for name, what in _EDM.items() if name in header.shapes]
+    for member in FAMILIES:
+        if member.marker in header.shapes and not strangers:
             return member
     for fragments, what in _STRANGERS:
         if any(fragment in name for name in header.shapes for fragment in fragments):
-            raise BaseModelError(f"{path} is no base model of a known family: it looks like {what}.")
+            strangers.append(what)
+    if strangers:
+        raise BaseModelError(f"{path} is no base model of a known family: it looks like {strangers[0]}.")
     known = ", ".join(member.title for member in FAMILIES)
     some = ", ".join(list(header.shapes)[:3]) or "no tensors at all"
     raise BaseModelError(f"{path} is no base model of a known family ({known}). It holds {some}.")
@@ -167,7 +172,11 @@ def _file_prediction(header: Header, variant: str) -> str:
         return "v_prediction"
     if declared == "epsilon" or architecture.endswith("v2-512"):
         return "epsilon"
-    return "v_prediction" if variant_folder(variant, "v_prediction") != ASSETS / variant else "epsilon"
+    return (
+        "v_prediction"
+        if variant_folder(variant, "v_prediction") != variant_folder(variant, "epsilon")
+        else "epsilon"
+    )
 
 
 def _cross_dim(header: Header) -> int | None:
@@ -177,7 +186,7 @@ def _cross_dim(header: Header) -> int | None:
 
 def _variant(found: Family, *, width: int, cross: Any) -> str:
     for variant in found.variants:
-        unet = read_config(ASSETS / variant / "unet" / "config.json")
+        unet = read_config(variant_folder(variant, "epsilon") / "unet" / "config.json")
         if unet["block_out_channels"][0] == width and unet["cross_attention_dim"] == cross:
             return variant
     return SMALL

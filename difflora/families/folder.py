@@ -18,8 +18,8 @@ def folder_weights(folder: Path, family: Family, *, dtype: torch.dtype) -> dict[
     return {name: component_weights(folder / name, dtype=own[name]) for name in own}
 
 
-def read_folder(folder: Path, family: Family, *, dtype: torch.dtype, vae: Any | None) -> Any:
-    """The pipeline of a folder on the CPU, without a safety checker; `vae` takes the place of its own.
+def read_folder(folder: Path, family: Family, *, dtype: torch.dtype, vae: Any | None, scheduler: Any) -> Any:
+    """The pipeline of a folder on the CPU with `scheduler`, without a safety checker; `vae` replaces its own.
 
     Raises BaseModelError naming every tensor that is missing, unknown or misshapen, before any data is read.
     """
@@ -40,6 +40,7 @@ def read_folder(folder: Path, family: Family, *, dtype: torch.dtype, vae: Any | 
             variant=variant,
             use_safetensors=True,
             local_files_only=True,
+            scheduler=scheduler,
             **without_extras(pipeline_class),
             **replaced,
         )

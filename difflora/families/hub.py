@@ -21,7 +21,7 @@ def download_configs(model_id: str) -> Path:
 
 
 def download(model_id: str, *, dtype: torch.dtype) -> Path:
-    """The cached folder of a model, complete; a half-precision copy of it if there is one and `dtype` is half.
+    """The cached folder of a model, complete; a half-precision copy if there is one and `dtype` is half.
 
     Raises BaseModelError if it is neither cached nor can be fetched.
     """

@@ -1,6 +1,5 @@
 """Loads a base model: finds it, checks it, reads it, and settles how it computes."""
 
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -25,19 +24,11 @@ from difflora.families.hub import download, download_configs
 from difflora.families.model import BaseFacts, Model
 from difflora.families.places import File, Folder, HubId, locate
 from difflora.families.quiet import quiet, without_bars
+from difflora.families.schedule import base_scheduler
 from difflora.families.single_file import read_single_file
+from difflora.families.skeleton import read_config
 from difflora.families.vae import read_vae
 from difflora.families.weights import file_sha256, files_sha256
-
-# What a scheduler's config says of the model; the rest of it is taste of one sampler.
-_SCHEDULE = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "timestep_spacing",
-)
 
 
 def load(
@@ -75,7 +66,7 @@ def load(
         # Hashing only reads, beside the parsing and converting that loading does.
         sha256 = thread.submit(_sha256, here, member, chosen_dtype)
         pipeline = _read(here, member, facts, dtype=chosen_dtype, vae=vae)
-        _settle(pipeline, facts, source=str(base))
+        _settle(pipeline, source=str(base))
         place(pipeline, device=chosen_device, offload=offload)
         use_attention(pipeline, attention)
         facts = replace(facts, sha256=sha256.result())
@@ -95,16 +86,17 @@ def _read(
     configs = (
         found.path if isinstance(found, Folder) else variant_folder(facts.variant, facts.prediction_type)
     )
+    scheduler = base_scheduler(read_config(configs / "scheduler" / "scheduler_config.json"), facts)
     other = None
     if vae is not None:
         other = read_vae(Path(vae).expanduser(), config_folder=configs / "vae", family=member, dtype=dtype)
     if isinstance(found, Folder):
-        return read_folder(found.path, member, dtype=dtype, vae=other)
-    return read_single_file(found.path, member, configs=configs, dtype=dtype, vae=other)
+        return read_folder(found.path, member, dtype=dtype, vae=other, scheduler=scheduler)
+    return read_single_file(found.path, member, configs=configs, dtype=dtype, vae=other, scheduler=scheduler)
 
 
-def _settle(pipeline: Any, facts: BaseFacts, *, source: str) -> None:
-    """Nothing without data, nothing that learns, and a scheduler config to make every sampler from."""
+def _settle(pipeline: Any, *, source: str) -> None:
+    """Makes sure that nothing is without data, and that nothing learns."""
     empty = []
     for name, component in pipeline.components.items():
         if isinstance(component, torch.nn.Module):
@@ -115,16 +107,4 @@ def _settle(pipeline: Any, facts: BaseFacts, *, source: str) -> None:
         raise BaseModelError(
             f"{source}: {len(empty)} tensors were not in it:\n{listing(empty, 12)}\nGet the model again."
         )
-    pipeline.scheduler = _scheduler(pipeline.scheduler.config, facts)
     pipeline.set_progress_bar_config(disable=True)
-
-
-def _scheduler(config: Mapping[str, Any], facts: BaseFacts) -> Any:
-    from diffusers import DDIMScheduler
-
-    kept: dict[str, Any] = {key: config[key] for key in _SCHEDULE if config.get(key) is not None}
-    kept |= {"prediction_type": facts.prediction_type, "rescale_betas_zero_snr": facts.zero_terminal_snr}
-    if facts.zero_terminal_snr:
-        # Only trailing steps begin at the last timestep, the one without any signal.
-        kept["timestep_spacing"] = "trailing"
-    return DDIMScheduler(**kept, clip_sample=False, set_alpha_to_one=False, steps_offset=1)

@@ -12,15 +12,23 @@ from difflora.families.sgm import sgm_names
 
 VAE_PREFIXES = ("first_stage_model.", "vae.")
 
-# Known tensors that no component needs.
+# Known tensors that no component needs, by the beginning of their names.
 _HARMLESS = re.compile(
-    r"model_ema\.|loss\.|first_stage_model\.loss\.|denoiser\.|conditioner\.embedders\.\d\.(model\.)?(logit_scale|attn_mask)$"
-    r"|(betas|alphas_cumprod|alphas_cumprod_prev|sqrt_\w+|log_one_minus_\w+|posterior_\w+|logvar|lvlb_weights|scale_factor)$"
-    r"|(v_pred|ztsnr|global_step|__index_timestep_zero__)$"
-    r"|cond_stage_model\.(model\.)?(logit_scale|attn_mask)$|.*\.position_ids$"
-    r"|cond_stage_model\.transformer\.text_projection(\.weight)?$|conditioner\.embedders\.0\.transformer\.text_projection"
-    # OpenCLIP's projection and last layer, which SD 2.x does not use.
-    r"|cond_stage_model\.model\.text_projection$|cond_stage_model\.model\.transformer\.resblocks\.23\."
+    "|".join(
+        (
+            r"model_ema\.|.*\.position_ids$",
+            r"v_pred$|ztsnr$|global_step$",
+            # Noise schedules and losses of training.
+            r"betas$|alphas_cumprod|sqrt_|log_one_minus_|posterior_|lvlb_weights$|logvar$|scale_factor$|denoiser\.",
+            r"loss\.|first_stage_model\.loss\.|embedding_manager\.",
+            # What CLIP has beside the text model, or OpenCLIP beside its transformer.
+            r"(cond_stage_model|conditioner\.embedders\.[01])\.(model\.|transformer\.)?(logit_scale|attn_mask)$",
+            r"(cond_stage_model|conditioner\.embedders\.0)\.(transformer\.)?(text_projection|visual_projection)(\.weight)?$",
+            r"cond_stage_model\.transformer\.vision_model\.",
+            # OpenCLIP's projection and last layer, which SD 2.x does not use.
+            r"cond_stage_model\.model\.(text_projection$|transformer\.resblocks\.23\.)",
+        )
+    )
 )
 
 _OPEN_CLIP = (

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 # Beginnings of messages; everything else still shows.
 _WARNINGS = (
     r"`torch_dtype` is deprecated",
+    r"The configuration file of the unet has set the default `sample_size`",
     r".*`local_dir_use_symlinks`",
     r"`clean_up_tokenization_spaces`",
     r".*copying from a non-meta parameter in the checkpoint to a meta parameter",
@@ -20,6 +21,8 @@ _LOG_LINES = (
     "Some weights of the model checkpoint were not used",  # reported by name before loading
     "In this conversion only the non-EMA weights are extracted",
     "`torch_dtype` is deprecated",
+    "There are modules in AutoencoderKL that should be kept in float32: []",
+    "There are modules in UNet2DConditionModel that should be kept in float32: []",
 )
 _LOGGERS = ("diffusers", "transformers")
 

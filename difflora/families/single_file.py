@@ -17,9 +17,9 @@ from difflora.families.weights import require_nothing_wrong
 
 
 def read_single_file(
-    path: Path, family: Family, *, configs: Path, dtype: torch.dtype, vae: Any | None
+    path: Path, family: Family, *, configs: Path, dtype: torch.dtype, vae: Any | None, scheduler: Any
 ) -> Any:
-    """The pipeline of a checkpoint on the CPU; `configs` is a diffusers folder without weights.
+    """The pipeline of a checkpoint on the CPU with `scheduler`; `configs` is a folder without weights.
 
     `vae` takes the place of the file's own, which may then be missing.
     Raises BaseModelError naming every tensor that is missing, unknown or misshapen, before any data is read.
@@ -41,6 +41,7 @@ def read_single_file(
             torch_dtype=dtype,
             vae=vae,
             **_tokenizers(family, configs),
+            scheduler=scheduler,
             **without_extras(pipeline_class),
         )
     except (OSError, ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
@@ -74,11 +75,9 @@ def _expected(part: Component, shapes: Shapes, config_folder: Path) -> dict[str,
 
 
 def _original(part: Component, shapes: Shapes) -> Original:
-    """The layout that the file has the component in; the first that the family knows if it has none of it."""
-    for original in part.originals:
-        if any(name.startswith(original.prefix) for name in shapes):
-            return original
-    return part.originals[0]
+    """The layout that the file has most of the component in; the first one if it has none of it."""
+    needed = [name for name in shapes if not is_harmless(name)]
+    return max(part.originals, key=lambda original: sum(name.startswith(original.prefix) for name in needed))
 
 
 def _tokenizers(family: Family, configs: Path) -> dict[str, Any]:
