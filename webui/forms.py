@@ -1,0 +1,54 @@
+"""Widgets made from the fields of a pydantic model: one each, labelled and explained by the field itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import gradio as gr
+from gradio.components import Component
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+Form = Mapping[str, Component]
+"""Field name -> its widget."""
+
+
+def form(model: type[BaseModel], names: Iterable[str], *, blank: str) -> Form:
+    """One empty widget for each named field; `blank` says what an empty one stands for.
+
+    Raises TypeError for a field of a type that no widget shows.
+    """
+    return {name: _widget(name, model.model_fields[name], blank) for name in names}
+
+
+def given(form: Form, inputs: Mapping[Component, Any]) -> dict[str, Any]:
+    """Field name -> value, of the widgets that were filled in."""
+    values = {name: inputs[component] for name, component in form.items()}
+    return {name: value for name, value in values.items() if value not in (None, "")}
+
+
+def _widget(name: str, info: FieldInfo, blank: str) -> Component:
+    kind = _without_none(info.annotation)
+    label, words = name.replace("_", " ").capitalize(), info.description
+    if kind is bool or get_origin(kind) is Literal:
+        choices = ("on", "off") if kind is bool else get_args(kind)
+        return gr.Dropdown([(blank, ""), *choices], value="", label=label, info=words)
+    if kind in (int, float):
+        precision = 0 if kind is int else None
+        return gr.Number(value=None, precision=precision, placeholder=blank, label=label, info=words)
+    if kind in (str, Path):
+        return gr.Textbox(value="", placeholder=blank, label=label, info=words)
+    raise TypeError(f"{name} is of type {info.annotation}, for which there is no widget")
+
+
+def _without_none(annotation: Any) -> Any:
+    """`int` of `int | None`; `float` of `Annotated[float, ...] | None`."""
+    if get_origin(annotation) in (Union, UnionType):
+        members = [member for member in get_args(annotation) if member is not NoneType]
+        annotation = members[0] if len(members) == 1 else annotation
+    return (
+        getattr(annotation, "__origin__", annotation) if hasattr(annotation, "__metadata__") else annotation
+    )

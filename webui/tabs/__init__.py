@@ -1,0 +1,7 @@
+"""The tabs of the page, one file each. A new tab is one file here and one entry in TABS."""
+
+from webui.tabs.generate import GENERATE
+from webui.tabs.tab import Tab
+from webui.tabs.train import TRAIN
+
+TABS: tuple[Tab, ...] = (GENERATE, TRAIN)
