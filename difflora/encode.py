@@ -208,10 +208,11 @@ def _encode_one(model: Model, tokens: EncoderTokens, clip_skip: int) -> _Encoded
 def _emphasised(hidden: Tensor, weights: Tensor) -> Tensor:
     """Every token's vector times its weight, then scaled to the mean it had, prompt by prompt.
 
-    hidden (B, L, dim), weights (B, L). This is A1111's "Original" emphasis, except that A1111 takes one mean over all prompts of a batch; here each prompt has its own, so that its neighbours
-    do not change it, and a prompt alone gives what A1111 gives. Where the mean is below MEAN_SHARE of the
-    rms (some models' embeddings are centred) the quotient would be noise, even of the wrong sign: there the
-    scaling is left out, which is A1111's "No norm".
+    hidden (B, L, dim), weights (B, L). This is A1111's "Original" emphasis, except that A1111 takes one
+    mean over all prompts of a batch; here each prompt has its own, so that its neighbours do not change it,
+    and a prompt alone gives what A1111 gives. Where the mean is below MEAN_SHARE of the rms (some models'
+    embeddings are centred) the quotient would be noise, even of the wrong sign: there the scaling is left
+    out, which is A1111's "No norm".
     """
     if bool((weights == 1.0).all()):
         return hidden

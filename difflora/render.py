@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ def _denoise(
             "crops_coords_top_left": (0, 0),
             "target_size": size,
         }
-    with _prepared(pipeline, batch):
+    with _sampler(pipeline, batch):
         latents: Tensor = pipeline(**arguments).images
     _require_finite_steps(model, torch.stack(finite).tolist())
     return latents
@@ -150,17 +151,17 @@ def _noise(model: Model, batch: Batch, generators: list[torch.Generator]) -> Ten
 
 
 @contextmanager
-def _prepared(pipeline: Any, batch: Batch) -> Iterator[None]:
-    """The pipeline with the batch's sampler and without its own progress bar; both are put back."""
-    scheduler, bar = pipeline.scheduler, getattr(pipeline, "_progress_bar_config", None)
-    sampler = make_scheduler(batch.sampler, scheduler.config, seeds=batch.seeds)
+def _sampler(pipeline: Any, batch: Batch) -> Iterator[None]:
+    """The pipeline with the batch's sampler, which is taken away again afterwards."""
+    scheduler = pipeline.scheduler
     try:
-        pipeline.scheduler = sampler
-        pipeline.set_progress_bar_config(disable=True)
-        yield
+        pipeline.scheduler = make_scheduler(batch.sampler, scheduler.config, seeds=batch.seeds)
+        with warnings.catch_warnings():
+            # diffusers' schedulers turn tensors into arrays in a way that numpy is giving up.
+            warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
+            yield
     finally:
         pipeline.scheduler = scheduler
-        pipeline._progress_bar_config = bar or {}
 
 
 def _decode(model: Model, latents: Tensor) -> list[Image.Image]:

@@ -1,0 +1,234 @@
+"""Images from a request and a weighted stack of adapters, each with its recipe; and again from a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+
+from difflora.adapter import Adapter, Stack, Weight
+from difflora.apply import Mode, applied, default_mode
+from difflora.errors import ConfigError, LibraryError, RecipeError, listing
+from difflora.recipe import Recipe, RecipeAdapter, RecipeBase, Request, png_text
+from difflora.render import Batch, StepHook, chunks_needed, draw
+
+if TYPE_CHECKING:
+    from difflora.families.model import BaseFacts, Model
+    from difflora.library import Library
+
+Progress = Callable[[int, int], None]
+"""Called with (steps done, steps in all); raising from it aborts, and the base is put back."""
+
+NO_ADAPTERS = Stack()
+DIFFERENCES_KEY = "difflora_differences"
+_RECORDED_VERSIONS = ("difflora", "torch", "diffusers", "transformers")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Row:
+    """One image of a batch: a resolved request, the seed of this image, and its mix."""
+
+    request: Request
+    seed: int
+    stack: Stack
+
+
+def generate(
+    model: Model,
+    request: Request,
+    *,
+    stack: Stack = NO_ADAPTERS,
+    mode: Mode | None = None,
+    count: int | None = None,
+    progress: Progress | None = None,
+) -> list[Image.Image]:
+    """`count` images (None: one batch), each with its recipe in `info["difflora"]` and `info["parameters"]`.
+
+    Image i is drawn from seed + i, `request.batch` images at once. Fields of the request that are None take
+    the base's own values (`resolved`). `mode` is how the stack is applied, None for `default_mode(model)`.
+    The same call gives the same bytes on the same machine with the same versions, dtype, batch and thread
+    count. Raises FitError or ApplyError as `applied` does, PromptError, ConfigError, GenerationError on NaN.
+    """
+    if count is not None and count < 1:
+        raise ConfigError(f"count={count}: expected at least 1 image")
+    settings = resolved(request, model.facts)
+    how = mode or default_mode(model)
+    rows = [Row(settings, settings.seed + i, stack) for i in range(count or settings.batch)]
+    batches = [rows[start : start + settings.batch] for start in range(0, len(rows), settings.batch)]
+    total = settings.steps * len(batches)
+    images: list[Image.Image] = []
+    with applied(model, stack, mode=how):
+        for number, batch in enumerate(batches):
+            hook = step_hook(progress, done=number * settings.steps, total=total)
+            images += draw_rows(model, batch, mode=how, on_step=hook)
+    return images
+
+
+def replay(
+    recipe: Recipe, library: Library, model: Model, *, progress: Progress | None = None
+) -> list[Image.Image]:
+    """The image of a recipe drawn again: [image], with its new recipe in `info`.
+
+    On the same machine, versions and dtype the pixels are the same: the whole batch is drawn as it was, in
+    the recipe's mode and on its number of threads, and the image is taken from its place. What differs from
+    the recipe (`differences`) is written into `info["difflora_differences"]`, one a line; the key is absent
+    when nothing does. An image of a grid, whose neighbours had other mixes, is within 1 of 255.
+
+    Raises RecipeError naming all of it if the base is another one or adapters are not in the library.
+    """
+    stack = _recorded_stack(recipe, library, problems := _base_problems(recipe, model))
+    if problems:
+        raise RecipeError(f"this recipe cannot be replayed here:\n{listing(problems, limit=20)}")
+    settings = resolved(recipe.request, model.facts)
+    # Neighbours in a grid may have had any seeds: where counting back leads below 0, 0 stands in.
+    seeds = [max(0, recipe.seed + place - recipe.batch_index) for place in range(recipe.batch_size)]
+    notes = differences(recipe, model)
+    hook = step_hook(progress, done=0, total=settings.steps)
+    with _threads(recipe.threads), applied(model, stack, mode=recipe.mode):
+        rows = [Row(settings, seed, stack) for seed in seeds]
+        drawn = draw_rows(model, rows, mode=recipe.mode, chunks=recipe.chunks, on_step=hook)
+    image = drawn[recipe.batch_index]
+    if notes:
+        image.info[DIFFERENCES_KEY] = "\n".join(notes)
+    return [image]
+
+
+def resolved(request: Request, facts: BaseFacts) -> Request:
+    """The request with the base's own values in place of None.
+
+    Size: the resolution the base was trained at. Guidance 7; 4 for small bases such as shapes-sd. Guidance
+    rescale 0.7 where the base has zero terminal SNR (Lin et al. 2023, section 3.4), else 0.
+    """
+    own = {
+        "guidance": 4.0 if facts.variant == "shapes" else 7.0,
+        "guidance_rescale": 0.7 if facts.zero_terminal_snr else 0.0,
+        "width": facts.resolution,
+        "height": facts.resolution,
+    }
+    missing = {name: value for name, value in own.items() if getattr(request, name) is None}
+    return request.model_copy(update=missing)
+
+
+def draw_rows(
+    model: Model, rows: Sequence[Row], *, mode: Mode, chunks: int = 1, on_step: StepHook | None = None
+) -> list[Image.Image]:
+    """The images of one batch, each with its recipe; the rows' mixes must be applied to the model already.
+
+    The requests of the rows may differ in their prompts only.
+    """
+    batch = batch_of(rows, chunks=chunks)
+    shared = chunks_needed(model, batch)
+    images = draw(model, batch_of(rows, chunks=shared), on_step=on_step)
+    for index, (image, row) in enumerate(zip(images, rows, strict=True)):
+        recipe = Recipe(
+            request=row.request,
+            adapters=_recorded(row.stack),
+            base=RecipeBase(name=model.facts.name, sha256=model.facts.sha256),
+            mode=mode,
+            dtype=_dtype(model),
+            device=model.device.type,
+            threads=torch.get_num_threads(),
+            batch_size=len(rows),
+            batch_index=index,
+            chunks=shared,
+            seed=row.seed,
+            versions=_versions(),
+        )
+        image.info.update(png_text(recipe))
+    return images
+
+
+def batch_of(rows: Sequence[Row], *, chunks: int = 1) -> Batch:
+    """The rows as one batch, in at least `chunks` chunks of text."""
+    request = rows[0].request
+    for name in ("guidance", "guidance_rescale", "width", "height"):
+        assert getattr(request, name) is not None, f"{name} is filled in by `resolved`"
+    return Batch(
+        prompts=tuple(row.request.prompt for row in rows),
+        seeds=tuple(row.seed for row in rows),
+        negative=request.negative,
+        steps=request.steps,
+        guidance=request.guidance or 0.0,
+        guidance_rescale=request.guidance_rescale or 0.0,
+        sampler=request.sampler,
+        width=request.width or 0,
+        height=request.height or 0,
+        clip_skip=request.clip_skip,
+        eta=request.eta or 0.0,
+        chunks=chunks,
+    )
+
+
+def step_hook(progress: Progress | None, *, done: int, total: int) -> StepHook | None:
+    """Reports the steps of one batch as part of a longer work, of which `done` steps came before."""
+    return None if progress is None else lambda step, steps: progress(done + step, total)
+
+
+def differences(recipe: Recipe, model: Model) -> tuple[str, ...]:
+    """What is not as it was when the image was made, so that its pixels may differ; () if nothing is
+    known.
+    """
+    here = {"dtype": _dtype(model), "device": model.device.type, **_versions()}
+    then = {"dtype": recipe.dtype, "device": recipe.device, **recipe.versions}
+    notes = [
+        f"{name}: {then[name]} then, {now} now" for name, now in here.items() if then.get(name, now) != now
+    ]
+    if not (recipe.base.sha256 and model.facts.sha256):
+        notes.append(f"base: {recipe.base.name!r} then, {model.facts.name!r} now, not compared by hash")
+    return tuple(notes)
+
+
+def _base_problems(recipe: Recipe, model: Model) -> list[str]:
+    then, now = recipe.base, model.facts
+    if then.sha256 and now.sha256 and then.sha256 != now.sha256:
+        return [
+            f"base: made with {then.name!r} (sha256 {then.sha256[:12]}), loaded is {now.name!r} "
+            f"({now.sha256[:12]}); load the base it was made with"
+        ]
+    return []
+
+
+def _recorded_stack(recipe: Recipe, library: Library, problems: list[str]) -> Stack:
+    """The recipe's mix; what the library does not have is added to `problems`."""
+    entries: list[tuple[Adapter, Weight]] = []
+    for one in recipe.adapters:
+        try:
+            entries.append((library.by_hash(one.data_hash), Weight(one.unet, one.text)))
+        except LibraryError as error:
+            problems.append(f"adapter {one.name!r}: {error}")
+    return Stack(entries)
+
+
+def _recorded(stack: Stack) -> tuple[RecipeAdapter, ...]:
+    """The adapters that act: one at weight 0 equals one that is absent."""
+    return tuple(
+        RecipeAdapter(name=adapter.meta.name, data_hash=adapter.data_hash, unet=weight.unet, text=weight.text)
+        for adapter, weight in stack
+        if weight != Weight(0.0, 0.0)
+    )
+
+
+def _dtype(model: Model) -> str:
+    return str(model.dtype).removeprefix("torch.")
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in _RECORDED_VERSIONS}
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """torch on `count` threads for the length of a `with` block: their number decides how sums are
+    rounded.
+    """
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(count)
+        yield
+    finally:
+        torch.set_num_threads(before)
