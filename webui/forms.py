@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -16,12 +16,14 @@ Form = Mapping[str, Component]
 """Field name -> its widget."""
 
 
-def form(model: type[BaseModel], names: Iterable[str], *, blank: str) -> Form:
+def form(model: type[BaseModel], names: Iterable[str], *, blank: Callable[[FieldInfo], str]) -> Form:
     """One empty widget for each named field; `blank` says what an empty one stands for.
+
+    Numbers have text boxes: gradio shows an empty number as 0. The model parses and checks them.
 
     Raises TypeError for a field of a type that no widget shows.
     """
-    return {name: _widget(name, model.model_fields[name], blank) for name in names}
+    return {name: _widget(name, model.model_fields[name], blank(model.model_fields[name])) for name in names}
 
 
 def given(form: Form, inputs: Mapping[Component, Any]) -> dict[str, Any]:
@@ -36,10 +38,7 @@ def _widget(name: str, info: FieldInfo, blank: str) -> Component:
     if kind is bool or get_origin(kind) is Literal:
         choices = ("on", "off") if kind is bool else get_args(kind)
         return gr.Dropdown([(blank, ""), *choices], value="", label=label, info=words)
-    if kind in (int, float):
-        precision = 0 if kind is int else None
-        return gr.Number(value=None, precision=precision, placeholder=blank, label=label, info=words)
-    if kind in (str, Path):
+    if kind in (int, float, str, Path):
         return gr.Textbox(value="", placeholder=blank, label=label, info=words)
     raise TypeError(f"{name} is of type {info.annotation}, for which there is no widget")
 

@@ -106,7 +106,7 @@ def test_the_page_loads_nothing_from_elsewhere(server: str) -> None:
 
 
 def click(server: str, button: str, changes: Mapping[str, Any]) -> list[Any]:
-    """What a click puts on the page; `changes` maps labels to values, other inputs stay as they are served."""
+    """What a click puts on the page; `changes` maps labels to values, other inputs stay as served."""
     config = json.loads(fetch(f"{server}config"))
     parts = {part["id"]: part["props"] for part in config["components"]}
     (event,) = [event for event in config["dependencies"] if event["api_name"] == button]
@@ -121,7 +121,7 @@ def click(server: str, button: str, changes: Mapping[str, Any]) -> list[Any]:
 
 
 def test_a_click_on_generate_shows_a_png_with_its_recipe(server: str, tmp_path: Path) -> None:
-    gallery, status = click(server, "generate", {"Prompt": "a red circle", "Steps": 2, "Seed": 7})
+    gallery, status = click(server, "generate", {"Prompt": "a red circle", "Steps": "2", "Seed": "7"})
     assert status.startswith("00001-7.png in ")
     (shown,) = gallery
     with urllib.request.urlopen(shown["image"]["url"], timeout=30) as answer:
@@ -131,7 +131,7 @@ def test_a_click_on_generate_shows_a_png_with_its_recipe(server: str, tmp_path: 
 
 
 def test_an_error_is_told_in_the_status(server: str) -> None:
-    _, status = click(server, "generate", {"Prompt": "a <lora:nobody:1> circle", "Steps": 1})
+    _, status = click(server, "generate", {"Prompt": "a <lora:nobody:1> circle", "Steps": "1"})
     assert status.startswith("Error: ") and "nobody" in status
     *_, status, _ = click(server, "train", {"Folder of images": "/there/is/none"})
     assert "/there/is/none" in status

@@ -6,6 +6,7 @@ from typing import Literal
 import gradio as gr
 import pytest
 from pydantic import BaseModel, Field
+from pydantic.fields import FieldInfo
 
 from difflora import Request, TrainConfig
 from webui.forms import form, given
@@ -23,10 +24,14 @@ class Options(BaseModel):
     table: dict[str, int] = Field(default_factory=dict, description="no widget for this")
 
 
+def unset(info: FieldInfo) -> str:
+    return "unset"
+
+
 NAMES = ("whole", "real", "text", "folder", "choice", "switch")
 KINDS = {
-    "whole": gr.Number,
-    "real": gr.Number,
+    "whole": gr.Textbox,
+    "real": gr.Textbox,
     "text": gr.Textbox,
     "folder": gr.Textbox,
     "choice": gr.Dropdown,
@@ -36,7 +41,7 @@ KINDS = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_type_has_its_widget_with_the_words_of_the_field(name: str) -> None:
-    widget = form(Options, [name], blank="unset")[name]
+    widget = form(Options, [name], blank=unset)[name]
     assert type(widget) is KINDS[name]
     assert widget.label == name.capitalize()
     assert widget.info == Options.model_fields[name].description
@@ -44,23 +49,26 @@ def test_each_type_has_its_widget_with_the_words_of_the_field(name: str) -> None
 
 def test_a_type_without_a_widget_is_refused_by_name() -> None:
     with pytest.raises(TypeError, match=r"table.*dict\[str, int\]"):
-        form(Options, ["table"], blank="unset")
+        form(Options, ["table"], blank=unset)
 
 
 def test_what_is_left_empty_is_not_given() -> None:
-    widgets = form(Options, NAMES, blank="unset")
+    widgets = form(Options, NAMES, blank=unset)
     empty = {widget: widget.value for widget in widgets.values()}
     assert given(widgets, empty) == {}
-    assert given(widgets, empty | {widgets["whole"]: 0, widgets["text"]: "x"}) == {"whole": 0, "text": "x"}
+    assert given(widgets, empty | {widgets["whole"]: "0", widgets["text"]: "x"}) == {
+        "whole": "0",
+        "text": "x",
+    }
 
 
 def test_what_is_given_makes_the_model() -> None:
-    widgets = form(Options, NAMES, blank="unset")
-    filled = dict(zip(widgets.values(), [3, 0.25, "words", "a/b", "b", "on"], strict=True))
+    widgets = form(Options, NAMES, blank=unset)
+    filled = dict(zip(widgets.values(), ["3", "2.5e-1", "words", "a/b", "b", "on"], strict=True))
     options = Options(**given(widgets, filled))
     assert options == Options(whole=3, real=0.25, text="words", folder=Path("a/b"), choice="b", switch=True)
 
 
 def test_the_tabs_fields_exist_and_have_widgets() -> None:
-    assert len(form(TrainConfig, (*MAIN, *MORE), blank="unset")) == len(MAIN) + len(MORE)
-    assert len(form(Request, NUMBERS, blank="unset")) == len(NUMBERS)
+    assert len(form(TrainConfig, (*MAIN, *MORE), blank=unset)) == len(MAIN) + len(MORE)
+    assert len(form(Request, NUMBERS, blank=unset)) == len(NUMBERS)

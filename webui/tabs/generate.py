@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Block
 from gradio.components import Component
+from pydantic.fields import FieldInfo
 
 from difflora import SAMPLERS, Library, Recipe, Request, Stack, generate, resolve, save_png
 from difflora.errors import DiffloraError
@@ -20,8 +21,9 @@ from webui.shared import GPU, Shared
 from webui.tabs.tab import Tab
 
 ROWS = 4
-NUMBERS = ("steps", "guidance", "seed", "width", "height", "clip_skip")
+NUMBERS = ("steps", "guidance", "width", "height", "clip_skip")
 NO_ADAPTER = ""
+BASE_WORDS = "Folder, .safetensors file or Hub id."
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,18 +111,25 @@ def _on_draw(
 
 
 def _on_folder(folder: str) -> list[gr.Dropdown]:
-    names = [("none", NO_ADAPTER), *adapter_names(folder)]
-    return [gr.Dropdown(choices=names) for _ in range(ROWS)]
+    return [gr.Dropdown(choices=_choices(folder)) for _ in range(ROWS)]
+
+
+def _choices(folder: str) -> list[tuple[str, str]]:
+    return [("none", NO_ADAPTER), *((name, name) for name in adapter_names(folder))]
 
 
 def _build(shared: Shared) -> None:
     with gr.Row():
         with gr.Column():
-            widgets = _inputs(shared)
+            prompts = _prompts()
             button = gr.Button("Generate", variant="primary")
+            folder, rows = _adapters(shared)
+            settings, count = _settings()
+            base = gr.Textbox(shared.settings.base_model, label="Base model", info=BASE_WORDS)
         with gr.Column():
             gallery = gr.Gallery(label="Images", columns=2, object_fit="contain", interactive=False)
             status = gr.Textbox(label="Status", interactive=False, lines=2, max_lines=20)
+    widgets = Widgets(base, folder, {**prompts, **settings}, count, rows)
 
     def on_draw(inputs: dict[Component, Any], progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
         return _on_draw(shared, widgets, inputs, progress)
@@ -135,39 +144,44 @@ def _build(shared: Shared) -> None:
     )
 
 
-def _inputs(shared: Shared) -> Widgets:
-    request: dict[str, Component] = {
-        "prompt": gr.Textbox(
-            label="Prompt", lines=3, info="<lora:name:0.7> adds an adapter, (word:1.2) a weight."
-        ),
+def _prompts() -> Form:
+    words = "<lora:name:0.7> adds an adapter, (word:1.2) gives a word more weight."
+    return {
+        "prompt": gr.Textbox(label="Prompt", lines=3, info=words),
         "negative": gr.Textbox(label="Negative prompt", lines=1),
-        "sampler": gr.Dropdown(list(SAMPLERS), value="DPM++ 2M", label="Sampler"),
     }
-    with gr.Row():
-        request |= form(Request, NUMBERS, blank="by default")
-        count = gr.Number(
-            1, minimum=1, maximum=64, precision=0, label="Images", info="One seed each, counting up."
-        )
-    base = gr.Textbox(
-        shared.settings.base_model, label="Base model", info="Folder, .safetensors file or Hub id."
-    )
-    with gr.Row():
-        folder = gr.Textbox(str(shared.settings.adapters), label="Folder of adapters", scale=4)
-        refresh = gr.Button("Refresh", scale=1)
-    names = [("none", NO_ADAPTER), *adapter_names(str(shared.settings.adapters))]
+
+
+def _adapters(shared: Shared) -> tuple[Component, tuple[tuple[Component, Component], ...]]:
+    """The folder, and the rows: pairs of a name and its weight."""
+    start = str(shared.settings.adapters)
+    with gr.Row(equal_height=True):
+        folder = gr.Textbox(start, label="Folder of adapters", scale=5)
+        refresh = gr.Button("Refresh", scale=1, min_width=80)
     rows = []
     for number in range(1, ROWS + 1):
         with gr.Row():
-            name = gr.Dropdown(names, value=NO_ADAPTER, label=f"Adapter {number}", filterable=True)
+            name = gr.Dropdown(_choices(start), value=NO_ADAPTER, label=f"Adapter {number}", filterable=True)
             rows.append((name, gr.Slider(-1.0, 2.0, value=1.0, step=0.05, label="Weight")))
-    gr.on(
-        [refresh.click, folder.submit],
-        _on_folder,
-        folder,
-        [name for name, _ in rows],
-        api_visibility="private",
-    )
-    return Widgets(base, folder, request, count, tuple(rows))
+    names = [name for name, _ in rows]
+    gr.on([refresh.click, folder.submit], _on_folder, folder, names, api_visibility="private")
+    return folder, tuple(rows)
+
+
+def _settings() -> tuple[Form, Component]:
+    """Fields of the request, and the number of images."""
+    sampler = gr.Dropdown(list(SAMPLERS), value="DPM++ 2M", label="Sampler")
+    with gr.Row():
+        count = gr.Number(1, minimum=1, maximum=64, precision=0, label="Images", info="How many are drawn.")
+        seed = gr.Textbox(
+            label="Seed", placeholder="a new one", info="Image i starts from noise of the seed + i."
+        )
+        numbers = form(Request, NUMBERS, blank=_default)
+    return {"sampler": sampler, "seed": seed, **numbers}, count
+
+
+def _default(info: FieldInfo) -> str:
+    return "the base's own" if info.default is None else str(info.default)
 
 
 GENERATE = Tab("Generate", _build)

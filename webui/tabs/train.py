@@ -12,6 +12,7 @@ from typing import Any, cast
 import gradio as gr
 from gradio.blocks import Block
 from gradio.components import Component
+from pydantic.fields import FieldInfo
 
 from difflora import PRESETS, StepReport, TrainConfig, configure, train
 from difflora.errors import DiffloraError
@@ -125,6 +126,10 @@ def _build(shared: Shared) -> None:
     stop.click(shared.stop.set, queue=False, api_visibility="private")
 
 
+def _by_the_preset(info: FieldInfo) -> str:
+    return "by the preset"
+
+
 def _inputs(shared: Shared) -> Widgets:
     settings = shared.settings
     options: dict[str, Component] = {
@@ -139,9 +144,9 @@ def _inputs(shared: Shared) -> Widgets:
         "output": gr.Textbox(str(settings.adapters), label="Output folder"),
     }
     with gr.Row():
-        options |= form(TrainConfig, MAIN, blank="by the preset")
+        options |= form(TrainConfig, MAIN, blank=_by_the_preset)
     with gr.Accordion("More options", open=False), gr.Row():
-        options |= form(TrainConfig, MORE, blank="by the preset")
+        options |= form(TrainConfig, MORE, blank=_by_the_preset)
     overwrite = gr.Checkbox(
         False, label="Train again if it is finished", info="Replaces the adapter of that name."
     )
