@@ -1,0 +1,84 @@
+"""`difflora show`: what a base model, an adapter file or an image is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from difflora.commands.console import make_console
+from difflora.commands.flags import parse
+from difflora.errors import BaseModelError
+
+ABOUT = """Says what something is, without loading any weights.
+
+A base model (folder, checkpoint or Hub id): its family, and which layers each training target has.
+An adapter file: what it changes, its trigger and hashes; with --base-model whether it fits that base.
+An image drawn by difflora or A1111: how it was made."""
+
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What is shown."""
+
+    target: tyro.conf.Positional[str]
+    """A base model (folder, .safetensors, Hub id), an adapter file or an image."""
+    targets: str | None = None
+    """Of a base: list the layers that these targets select (attn, attn+ff, all-linear, all, or patterns)."""
+    rank: int = 16
+    """Of a base: the rank for which trainable parameters are counted."""
+    base_model: str | None = None
+    """Of an adapter: the base that it should fit."""
+    metadata: bool = False
+    """Of an adapter: list everything the file says about itself."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def run(words: Sequence[str]) -> int:
+    """Prints what the target is; returns the exit code: 1 for an adapter file that cannot be used."""
+    flags = parse(Flags, words, verb="show", about=ABOUT)
+    path = Path(flags.target).expanduser()
+    if path.suffix.lower() in IMAGES:
+        from difflora.commands.show_image import image_lines
+
+        return _print(image_lines(path))
+    if path.is_file() and path.suffix.lower() == ".safetensors":
+        return _file(flags, path)
+    return _print(_model_lines(flags))
+
+
+def _file(flags: Flags, path: Path) -> int:
+    from difflora.commands.show_adapter import adapter_lines, fit_lines
+    from difflora.formats import inspect
+
+    report = inspect(path)
+    if not report.format:
+        try:
+            return _print(_model_lines(flags))
+        except BaseModelError:
+            return _print([report.problem], code=1)
+    _print(adapter_lines(report, with_metadata=flags.metadata))
+    if flags.base_model is not None and report.ok:
+        return _print(fit_lines(path, flags.base_model))
+    return 0 if report.ok else 1
+
+
+def _model_lines(flags: Flags) -> list[str]:
+    from difflora.commands.show_model import layer_lines, model_lines, outline
+
+    model = outline(flags.target)
+    if flags.targets is not None:
+        return layer_lines(model, targets=flags.targets, rank=flags.rank)
+    return model_lines(model, rank=flags.rank)
+
+
+def _print(lines: Sequence[str], *, code: int = 0) -> int:
+    console = make_console()
+    for line in lines:
+        console.print(line)
+    return code

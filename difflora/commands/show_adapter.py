@@ -1,0 +1,75 @@
+"""What `difflora show` says of an adapter file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from difflora.errors import listing
+from difflora.families import family as family_named
+from difflora.formats import FileReport, hashes, read
+
+# Facts of the training that are worth a line, under their names in files.
+_TRAINING = {
+    "ss_steps": "steps",
+    "ss_learning_rate": "learning rate",
+    "ss_unet_lr": "UNet learning rate",
+    "ss_text_encoder_lr": "text learning rate",
+    "ss_num_train_images": "images",
+    "ss_seed": "seed",
+    "ss_optimizer": "optimizer",
+}
+MANY = 12
+
+
+def adapter_lines(report: FileReport, *, with_metadata: bool) -> list[str]:
+    """What the file changes, its identity, and everything in it that cannot be used."""
+    parts = Counter(path.split(".", 1)[0] for path in report.matched)
+    title = family_named(report.family).title if report.family else "an unknown family"
+    facts = {
+        "format": report.format,
+        "family": f"{report.family} ({title})",
+        "trained on": report.metadata.get("ss_sd_model_name", ""),
+        "modules": f"{len(report.matched)} ({', '.join(f'{name} {count}' for name, count in parts.items())})",
+        "kinds": ", ".join(f"{name} {count}" for name, count in report.kinds.items()),
+        "rank": ", ".join(map(str, report.ranks)),
+        "stored as": ", ".join(report.dtypes),
+        "trigger": report.trigger,
+        "training": _training(report.metadata),
+        **_hashes(report.path),
+    }
+    lines = [f"{report.path.name}: adapter {report.name!r}, {report.size / 2**20:.1f} MiB"]
+    lines += [f"  {name:12}{value}" for name, value in facts.items() if value]
+    if report.problem:
+        lines.append(f"cannot be read: {report.problem}")
+    if report.unmatched:
+        wrong = [f"{name}: {reason}" for name, reason in report.unmatched.items()]
+        lines.append(f"cannot be used, {len(wrong)} parts do not match:\n{listing(wrong, MANY)}")
+    if with_metadata:
+        lines += ["metadata:", *(f"  {name} = {value}" for name, value in sorted(report.metadata.items()))]
+    return lines
+
+
+def fit_lines(path: Path, base: str) -> list[str]:
+    """Whether the adapter fits a base. Raises FitError naming every module that does not."""
+    from difflora.commands.show_model import outline
+    from difflora.fit import fits
+
+    model = outline(base)
+    report = fits(read(path), model)
+    report.require()
+    return [f"  fits        {model.facts.name}: all {len(report.matched)} modules"]
+
+
+def _training(metadata: Mapping[str, str]) -> str:
+    known = [(words, metadata.get(name, "None")) for name, words in _TRAINING.items()]
+    return ", ".join(f"{words} {value}" for words, value in known if value != "None")
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    found = hashes(path)
+    return {
+        "data hash": f"{found.data_hash} (AutoV3 {found.autov3})",
+        "file hash": f"{found.sha256} (AutoV2 {found.autov2})",
+    }

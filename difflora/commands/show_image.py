@@ -1,0 +1,51 @@
+"""What `difflora show` says of an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from difflora.errors import RecipeError
+from difflora.recipe import Recipe, Request, read_parameters, read_recipe
+
+
+def image_lines(path: Path) -> list[str]:
+    """How an image was made. Raises RecipeError if it does not say."""
+    try:
+        return _recipe_lines(path, read_recipe(path))
+    except RecipeError as error:
+        return _foreign_lines(path, error)
+
+
+def _recipe_lines(path: Path, recipe: Recipe) -> list[str]:
+    lines = [f"{path.name}: drawn by difflora", *_request_lines(recipe.request, seed=recipe.seed)]
+    for adapter in recipe.adapters:
+        weight = f"weight {adapter.unet:g}" if adapter.unet == adapter.text else (
+            f"weight {adapter.unet:g} on the UNet, {adapter.text:g} on the text"
+        )  # fmt: skip
+        lines.append(f"  adapter           {adapter.name}, {weight}, data hash {adapter.data_hash[:12]}")
+    place = f"{recipe.device}, {recipe.dtype}, {recipe.threads} threads, {recipe.mode}"
+    batch = f"image {recipe.batch_index + 1} of a batch of {recipe.batch_size}"
+    versions = ", ".join(f"{name} {version}" for name, version in recipe.versions.items())
+    lines += [
+        f"  base              {recipe.base.name} (sha256 {recipe.base.sha256[:12] or 'not known'})",
+        f"  drawn on          {place}, {batch}",
+        f"  versions          {versions}",
+        f'draw it again: difflora generate --base-model BASE --adapters FOLDER --from "{path}"',
+    ]
+    return lines
+
+
+def _foreign_lines(path: Path, error: RecipeError) -> list[str]:
+    try:
+        found = read_parameters(path)
+    except RecipeError:
+        raise error from None
+    lines = [f"{path.name}: A1111 parameters", *_request_lines(found.request, seed=found.request.seed)]
+    lines += [f"  adapter           {tag}" for tag in found.tags]
+    return lines + [f"  not used          {name} = {value}" for name, value in found.unused.items()]
+
+
+def _request_lines(request: Request, *, seed: int) -> list[str]:
+    facts = request.model_dump(exclude={"seed", "batch"}, exclude_none=True)
+    shown = {name: value for name, value in facts.items() if value != ""}
+    return [f"  {name:18}{value}" for name, value in (shown | {"seed": seed}).items()]
