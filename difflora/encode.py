@@ -59,11 +59,6 @@ class TextConditioning:
     hidden: Tensor
     pooled: Tensor | None
 
-    def repeat(self, times: int) -> TextConditioning:
-        """Every row `times` times, in the order of the rows: r0 r0 r1 r1 ..."""
-        pooled = None if self.pooled is None else self.pooled.repeat_interleave(times, dim=0)
-        return TextConditioning(self.hidden.repeat_interleave(times, dim=0), pooled)
-
 
 @torch.no_grad()
 def encode(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +12,16 @@ from PIL import Image
 from difflora import sheet
 from difflora.adapter import Adapter, AdapterMeta, Stack, Weight
 from difflora.errors import ConfigError
+from difflora.families import load
 from difflora.families.model import Model
-from difflora.generate import generate
+from difflora.formats import write
+from difflora.generate import generate, replay
 from difflora.grid import Axis, Sheet, grid
 from difflora.kinds import LoRA
+from difflora.library import Library
 from difflora.recipe import Recipe, Request
 from difflora.sheet import Labels, contact_sheet
+from tests.tiny_sdxl import save_tiny_sdxl
 
 REQUEST = Request(prompt="a red circle on a blue background", seed=3, steps=2, batch=4, width=64, height=64)
 
@@ -41,7 +46,7 @@ def random_adapter(model: Model, name: str, *, seed: int) -> Adapter:
             down = torch.randn(2, *inside, generator=source) * np.prod(inside) ** -0.5
             up = torch.randn(out, 2, *([1] * (len(inside) - 1)), generator=source)
             modules[path] = (LoRA(down, up * 0.5, 1.0),)
-    return Adapter(modules, AdapterMeta(name=name, family="sd1"))
+    return Adapter(modules, AdapterMeta(name=name, family=model.family.name))
 
 
 def distance(a: Image.Image, b: Image.Image) -> int:
@@ -120,6 +125,28 @@ def test_cells_carry_their_recipes(model: Model, stack: Stack) -> None:
         ("neon", 0.5, 0.25),
     ]
     assert [one.name for one in Recipe.from_json(drawn.cells[0][0].info["difflora"]).adapters] == ["neon"]
+
+
+def test_a_cell_can_be_drawn_again_alone(model: Model, stack: Stack, tmp_path: Path) -> None:
+    for adapter, _ in stack:
+        write(adapter, tmp_path / f"{adapter.meta.name}.safetensors")
+    library = Library(tmp_path)
+    stored = Stack([(library.get(adapter.meta.name), weight) for adapter, weight in stack])
+    axes = [Axis("weight", (0.0, 1.0), adapter=name) for name in ("halftone", "neon")]
+    cell = grid(model, REQUEST, stack=stored, axes=axes).cells[0][1]
+    (again,) = replay(Recipe.from_json(cell.info["difflora"]), library, model)
+    assert distance(cell, again) <= 1
+
+
+def test_sdxl_rows_have_their_own_mix_too(tmp_path: Path) -> None:
+    sdxl = load(str(save_tiny_sdxl(tmp_path)), device="cpu", dtype="float32")
+    both = Stack([(random_adapter(sdxl, name, seed=len(name)), 1.0) for name in ("halftone", "neon")])
+    axes = (Axis("weight", (0.0, 2.0), adapter="halftone"), Axis("prompt", ("a star", "a red circle")))
+    drawn = grid(sdxl, REQUEST, stack=both, axes=axes)
+    for (row, prompt), (column, weight) in product(enumerate(axes[1].values), enumerate((0.0, 2.0))):
+        expected = single(sdxl, both, [weight, 1.0], prompt=prompt)
+        assert distance(drawn.cells[row][column], expected) <= 1
+    assert distance(drawn.cells[0][0], drawn.cells[0][1]) > 1
 
 
 def test_progress_counts_every_batch_and_can_abort(model: Model, stack: Stack) -> None:
