@@ -101,8 +101,8 @@ def find_sample_data(folder: Path | None = None) -> Path:
             return place
     looked = ", ".join(str(place) for place in places)
     raise ConfigError(
-        f"the sample data are not here (looked for shapes-sd in {looked}). They are part of the source, not of "
-        "the installed package: run the demo in a clone of the repository, or give --sample-data FOLDER."
+        f"the sample data are not here (looked for shapes-sd in {looked}). They are part of the source, not "
+        "of the installed package: run the demo in a clone of the repository, or give --sample-data FOLDER."
     )
 
 
@@ -112,33 +112,34 @@ def base_of(data: Path) -> Path:
 
 
 def draw_sheet(
-    model: Model, adapter: Adapter, lesson: Lesson, *, data: Path, progress: Progress
+    model: Model, adapter: Adapter, lesson: Lesson, *, data: Path, steps: int, progress: Progress
 ) -> Image.Image:
     """Before and after: a row of pictures of the base, a row with the adapter, a row of training images."""
     axes = [Axis("prompt", lesson.prompts), Axis("adapter", (None, adapter.meta.name))]
-    request = Request(seed=SEED, batch=2 * len(lesson.prompts))
+    request = Request(seed=SEED, steps=steps, batch=2 * len(lesson.prompts))
     drawn = grid(model, request, stack=Stack([(adapter, 1.0)]), axes=axes, progress=progress)
     taught = _training_images(data / lesson.folder, len(lesson.prompts), size=drawn.cells[0][0].size)
-    rows = Labels("", ("the base alone", f"with the adapter {lesson.name}", "training images (other scenes)"))
     return contact_sheet(
         [_enlarged(row) for row in (*drawn.cells, taught)],
         columns=Labels("prompts, the same seed in both rows", lesson.prompts),
-        rows=rows,
+        rows=Labels(
+            "", ("the base alone", f"with the adapter {lesson.name}", "training images (other scenes)")
+        ),
         heading=f"{lesson.name}: before and after learning it from a folder",
     )
 
 
-def draw_blend(model: Model, halftone: Adapter, neon: Adapter, *, progress: Progress) -> Image.Image:
+def draw_blend(
+    model: Model, halftone: Adapter, neon: Adapter, *, steps: int, progress: Progress
+) -> Image.Image:
     """Every mix of two styles at five weights each, in one batch."""
     axes = [Axis("weight", BLEND_WEIGHTS, adapter.meta.name) for adapter in (halftone, neon)]
-    request = Request(prompt=BLEND_PROMPT, seed=SEED, batch=len(BLEND_WEIGHTS) ** 2)
+    request = Request(prompt=BLEND_PROMPT, seed=SEED, steps=steps, batch=len(BLEND_WEIGHTS) ** 2)
     stack = Stack([(halftone, 1.0), (neon, 1.0)])
     drawn = grid(model, request, stack=stack, axes=axes, progress=progress)
     columns, rows = (Labels(axis.title, tuple(map(axis.label, axis.values))) for axis in axes)
-    pictures = [_enlarged(row) for row in drawn.cells]
-    return contact_sheet(
-        pictures, columns=columns, rows=rows, heading=f"two styles by weight: {BLEND_PROMPT}"
-    )
+    heading = f"two styles by weight: {BLEND_PROMPT}"
+    return contact_sheet([_enlarged(row) for row in drawn.cells], columns=columns, rows=rows, heading=heading)
 
 
 def _training_images(folder: Path, count: int, *, size: tuple[int, int]) -> list[Image.Image]:

@@ -82,8 +82,8 @@ def targets(model: Model, options: NetworkOptions) -> tuple[str, ...]:
     if not chosen:
         raise ConfigError(
             f"targets={options.targets!r} selects no layer of {model.facts.name}. "
-            f"Use one of {', '.join(TARGETS)}, or a pattern such as 'attn2\\.to_[kv]$', and check train_unet and "
-            "train_text_encoder."
+            f"Use one of {', '.join(TARGETS)}, or a pattern such as 'attn2\\.to_[kv]$', and check "
+            "train_unet and train_text_encoder."
         )
     return tuple(chosen)
 
@@ -184,8 +184,8 @@ class Injected:
         mine, theirs = {factor.path for factor in self.factors}, set(adapter.modules)
         if mine != theirs:
             raise CheckpointError(
-                f"the checkpoint has factors for {len(theirs)} layers, this run for {len(mine)}. They differ in:\n"
-                + listing(sorted(mine ^ theirs))
+                f"the checkpoint has factors for {len(theirs)} layers, this run for {len(mine)}. "
+                "They differ in:\n" + listing(sorted(mine ^ theirs))
             )
         for factor in self.factors:
             (kind,) = adapter.modules[factor.path]

@@ -149,9 +149,12 @@ def test_live_inside_live_adds_and_inside_merged_raises(model: Model) -> None:
     with applied(model, a, mode="live"), applied(model, b, mode="live"):
         assert relative(output(model), wanted, base) < 1e-5
     for mode in ("live", "merged"):
-        with applied(model, a, mode="merged"), pytest.raises(ApplyError, match="merged stack already"):
-            with applied(model, b, mode=mode):
-                pass
+        with (
+            applied(model, a, mode="merged"),
+            pytest.raises(ApplyError, match="merged stack already"),
+            applied(model, b, mode=mode),
+        ):
+            pass
     assert torch.equal(output(model), base)
 
 

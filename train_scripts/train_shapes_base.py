@@ -25,14 +25,13 @@ def main(
     work: Annotated[Path, tyro.conf.arg(help="checkpoints, latents and preview sheets")] = ROOT / ".train",
     vae_steps: Annotated[int, tyro.conf.arg(help="whole length of the VAE's training")] = 2000,
     unet_steps: Annotated[int, tyro.conf.arg(help="whole length of the UNet's training")] = 6000,
+    scenes: Annotated[int, tyro.conf.arg(help="how many scenes the UNet learns from")] = 16000,
     threads: Annotated[int, tyro.conf.arg(help="CPU threads; another count changes the last bits")] = 2,
 ) -> None:
     """Train the VAE, then UNet and text encoder, then install both; run it again after a stop."""
     torch.set_num_threads(threads)
-    run_stages(
-        stages,
-        BaseOptions(base, work, VAEOptions(steps=vae_steps), UNetOptions(steps=unet_steps)),
-    )
+    unet = UNetOptions(steps=unet_steps, scenes=scenes)
+    run_stages(stages, BaseOptions(base, work, VAEOptions(steps=vae_steps), unet))
 
 
 if __name__ == "__main__":

@@ -34,11 +34,13 @@ def main(
 ) -> None:
     """Train and draw in the browser."""
     app = build(Shared(Settings(base_model, data, output)))
+    print(f"difflora is at http://{HOST}:{port} (Ctrl-C ends it)", flush=True)
     app.queue(max_size=64).launch(
         server_name=HOST,
         server_port=port,
         inbrowser=browser,
         share=False,
+        quiet=True,
         ssr_mode=False,
         mcp_server=False,
         footer_links=[],

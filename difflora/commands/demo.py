@@ -20,8 +20,8 @@ from difflora.formats import read
 from difflora.training.config import configure
 
 ABOUT = """Trains two styles and one subject on the small base that comes along, then draws with them: a sheet
-before and after for each, and a blend of the two styles by weight. Takes minutes on two CPU cores. Run again, it
-reuses what is there; after an interruption it continues."""
+before and after for each, and a blend of the two styles by weight. Takes minutes on two CPU cores.
+Run again, it reuses what is there; after an interruption it continues."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Flags:
     """Folder for the adapters and the sheets."""
     steps: int | None = None
     """Steps of each training; the presets' own if not given. Few steps are quick and teach little."""
+    draw_steps: int = 25
+    """Denoising steps of every picture."""
     sample_data: Path | None = None
     """Folder with shapes-sd, styles and subjects, where it is not found by itself."""
     debug: bool = False
@@ -50,9 +52,9 @@ def run(words: Sequence[str]) -> int:
     model = load(base_of(data))
     sheets = {}
     for lesson in LESSONS:
-        draw = partial(draw_sheet, model, adapters[lesson.name], lesson, data=data)
+        draw = partial(draw_sheet, model, adapters[lesson.name], lesson, data=data, steps=flags.draw_steps)
         sheets[_draw(draw, flags.output / f"{lesson.name}_before_after.png", console)] = lesson.look_at
-    blend = partial(draw_blend, model, adapters["halftone"], adapters["neon"])
+    blend = partial(draw_blend, model, adapters["halftone"], adapters["neon"], steps=flags.draw_steps)
     sheets[_draw(blend, flags.output / "blend_halftone_neon.png", console)] = (
         "the base in the top left corner; more dots to the right, more glow downwards, both in the middle"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -96,21 +97,36 @@ class AdapterOptions(BaseModel):
         return [_entry(text, library) for text in self.adapter]
 
 
-def _entry(text: str, library: Library | None) -> tuple[Adapter, Weight]:
-    from difflora.adapter import Weight
-    from difflora.formats import read
+@dataclass(frozen=True, slots=True)
+class AdapterWords:
+    """An adapter as it is written on the command line, taken apart."""
 
-    match = _ADAPTER.fullmatch(text)
+    file: str
+    weight: float
+    text: float
+
+
+def split_adapter(words: str) -> AdapterWords:
+    """FILE[:weight[:text]]: without weight 1, without text the weight for both. Raises ConfigError."""
+    match = _ADAPTER.fullmatch(words)
     if match is None:
         raise ConfigError("--adapter is empty; expected FILE[:weight[:text]]")
     weight = float(match["weight"] or 1.0)
-    dial = Weight(weight, weight if match["text"] is None else float(match["text"]))
-    path = Path(match["file"]).expanduser()
+    return AdapterWords(match["file"], weight, weight if match["text"] is None else float(match["text"]))
+
+
+def _entry(words: str, library: Library | None) -> tuple[Adapter, Weight]:
+    from difflora.adapter import Weight
+    from difflora.formats import read
+
+    given = split_adapter(words)
+    dial = Weight(given.weight, given.text)
+    path = Path(given.file).expanduser()
     if library is not None and not path.is_file():
-        return library.get(match["file"]), dial
+        return library.get(given.file), dial
     if not path.is_file():
         raise ConfigError(
-            f"--adapter {text}: there is no file {path}. Expected FILE[:weight[:text]]; for the name of an "
+            f"--adapter {words}: there is no file {path}. Expected FILE[:weight[:text]]; for the name of an "
             "adapter in a folder give --adapters FOLDER as well."
         )
     return read(path), dial

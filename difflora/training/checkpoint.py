@@ -119,7 +119,7 @@ def latest(root: Path) -> Checkpoint | None:
             return Checkpoint(folder, manifest)
     if folders:
         raise CheckpointError(
-            f"{root}: none of the {len(folders)} checkpoints is whole: files differ from their recorded sha256. "
+            f"{root}: none of the {len(folders)} checkpoints is whole: files differ from their sha256. "
             "Nothing was changed. Start anew with overwrite=true (--overwrite)."
         )
     return None

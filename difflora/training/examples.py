@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from difflora.data.buckets import Bucket, Buckets
+from difflora.data.buckets import Bucket, Buckets, crop_origin
 from difflora.data.cache import LatentCache, Moments, TextCache
 from difflora.data.captions import caption_for, with_trigger
 from difflora.data.dataset import Dataset
@@ -102,8 +102,8 @@ class Examples:
         """A draw from the VAE's posterior for one sample."""
         flip = self.config.flip and flipped(sample, seed=self.config.seed, epoch=epoch)
         item, bucket = self.dataset.items[sample.item_index], self.buckets.sizes[sample.item_index]
-        cache = self._latents if self.config.cache_latents != "off" else self._latent_cache()
-        moments = cache.get(item, bucket, flip=flip)
+        read = self._latents.fresh if self.config.cache_latents == "off" else self._latents.get
+        moments = read(item, bucket, flip=flip)
         return moments.mean + moments.std * normal(
             tuple(moments.mean.shape), self.config.seed, "posterior", *seed_key
         )
@@ -114,7 +114,9 @@ class Examples:
 
     def _condition(self, captions: list[str]) -> TextConditioning:
         if self._texts is None:
-            tokens = token_chunks(self.model, [[Segment(caption)] for caption in captions], chunks=self._chunks)
+            tokens = token_chunks(
+                self.model, [[Segment(caption)] for caption in captions], chunks=self._chunks
+            )
             return encode_tokens(self.model, tokens, clip_skip=self.config.clip_skip)
         rows = [self._texts.get(caption) for caption in captions]
         pooled = [row.pooled for row in rows if row.pooled is not None]
@@ -129,7 +131,9 @@ class Examples:
 
     def _text_cache(self) -> TextCache:
         def condition(caption: str) -> TextConditioning:
-            return encode(self.model, [[Segment(caption)]], clip_skip=self.config.clip_skip, chunks=self._chunks)
+            return encode(
+                self.model, [[Segment(caption)]], clip_skip=self.config.clip_skip, chunks=self._chunks
+            )
 
         parts = [self.model.component(part.name) for part in self.model.family.components if part.is_text]
         name = f"{self._encoder(parts)} skip {self.config.clip_skip} chunks {self._chunks}"
@@ -165,6 +169,5 @@ def _time_ids(size: tuple[int, int], bucket: Bucket) -> tuple[float, ...]:
 
     Source: Podell et al. 2023, §2.2.
     """
-    scale = max(bucket[0] / size[0], bucket[1] / size[1])
-    left, top = (round((size[axis] * scale - bucket[axis]) / 2) for axis in (0, 1))
+    left, top = crop_origin(size, bucket)
     return (size[1], size[0], top, left, bucket[1], bucket[0])

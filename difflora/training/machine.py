@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from difflora.training.config import TrainConfig
@@ -78,6 +79,9 @@ def start_machine(config: TrainConfig) -> Machine:
     if precision == "auto":
         on_gpu = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp16"
         precision = on_gpu if torch.cuda.is_available() and not is_cpu else "fp32"
+    if PartialState().num_processes == 1:
+        # accelerate keeps the first run's settings as long as the process lives; a web UI trains often.
+        AcceleratorState._reset_state(reset_partial_state=True)
     mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
     logger = "tensorboard" if config.tensorboard else None
     accelerator = Accelerator(

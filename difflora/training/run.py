@@ -129,11 +129,11 @@ class Run:
         finite."""
         broken = [factor.path for factor in self.injected.factors if not _finite(factor.down, factor.up)]
         if broken:
-            cause = f"the factors of {len(broken)} layers have diverged ({broken[0]} ...): lower the learning rate"
+            cause = f"the factors of {len(broken)} layers diverged ({broken[0]} ...): lower the learning rate"
         elif not _finite(*self.model.pipeline.unet.parameters()):
             cause = "the base has weights that are not finite: its file is damaged"
         else:
-            cause = f"numbers left the range of {self.machine.dtype}: use precision='fp32' or a lower learning rate"
+            cause = f"numbers left the range of {self.machine.dtype}: try precision='fp32', or learn slower"
         kept = (
             f"The last checkpoint in {self.results.checkpoints} is untouched"
             if step
@@ -158,6 +158,7 @@ def prepared(config: TrainConfig, results: Results) -> Iterator[Run]:
     Problems of the folder are raised before the base is loaded. On leaving, the model is as it was loaded.
     """
     dataset = scan(config)
+    config.output.mkdir(parents=True, exist_ok=True)
     machine = start_machine(config)
     checkpoint = checkpoints.latest(results.checkpoints)
     if checkpoint is not None and config.threads is None:

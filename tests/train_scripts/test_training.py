@@ -52,7 +52,7 @@ def test_a_resumed_unet_training_is_bit_identical(pipeline: Any, data: Latents, 
     expected = state_of(pipeline)
     assert any(not torch.equal(start[name], expected[name]) for name in start)
 
-    unet_trainee(pipeline, OPTIONS)._fill(start)  # a new process begins from the shipped weights
+    unet_trainee(pipeline, OPTIONS).fill(start)  # a new process begins from the shipped weights
     resumed = unet_trainee(pipeline, OPTIONS)
     resumed.load(tmp_path / "unet.safetensors")
     reports = list(train_unet(pipeline, resumed, data, OPTIONS))
@@ -60,7 +60,7 @@ def test_a_resumed_unet_training_is_bit_identical(pipeline: Any, data: Latents, 
     for name, value in state_of(pipeline).items():
         assert torch.equal(value, expected[name]), name
         assert torch.equal(resumed.average[name], whole.average[name]), name
-    unet_trainee(pipeline, OPTIONS)._fill(start)
+    unet_trainee(pipeline, OPTIONS).fill(start)
 
 
 def test_latents_are_read_back_from_the_cache(pipeline: Any, data: Latents, tmp_path: Path) -> None:

@@ -65,14 +65,14 @@ class Trainee:
         """Inside, the parameters hold their moving average."""
         current = {name: p.detach().clone() for name, p in self.parameters.items()}
         try:
-            self._fill(self.average)
+            self.fill(self.average)
             yield
         finally:
-            self._fill(current)
+            self.fill(current)
 
     def adopt_average(self) -> None:
         """Make the moving average the parameters, for good."""
-        self._fill(self.average)
+        self.fill(self.average)
 
     def save(self, file: Path) -> None:
         """Write all state to `file`, which is replaced whole or not at all."""
@@ -100,14 +100,15 @@ class Trainee:
                 f"{len(tensors)}, expected {len(expected)}. Move it away to begin again."
             )
         self.average = {name: tensors[f"average.{name}"] for name in self.parameters}
-        self._fill({name: tensors[f"parameter.{name}"] for name in self.parameters})
+        self.fill({name: tensors[f"parameter.{name}"] for name in self.parameters})
         for name, parameter in self.parameters.items():
             self.optimizer.state[parameter] = {
                 "step": torch.tensor(float(self.step)),
                 **{key: tensors[f"{key}.{name}"] for key in MOMENTS},
             }
 
-    def _fill(self, values: Mapping[str, Tensor]) -> None:
+    def fill(self, values: Mapping[str, Tensor]) -> None:
+        """Set every parameter to its value by name."""
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(values[name])

@@ -52,7 +52,7 @@ class UNetOptions:
 
     steps: int = 6000
     batch: int = 32
-    scenes: int = 20000
+    scenes: int = 16000
     peak_rate: float = 5e-4
     seed: int = 2
 

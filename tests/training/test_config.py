@@ -1,0 +1,66 @@
+"""The training configuration: presets, refusals, and that every option is documented."""
+
+from pathlib import Path
+
+import pytest
+
+from difflora.errors import ConfigError
+from difflora.training.config import TrainConfig, configure
+from difflora.training.presets import PRESETS, preset_values
+
+VARIANTS = ("sd15", "sd2", "sdxl", "shapes")
+
+
+def given(folder: Path, **changes) -> dict:
+    return {"base_model": str(folder), "data": "images", "output": "out", "name": "style"} | changes
+
+
+def test_every_option_is_documented() -> None:
+    undocumented = [name for name, field in TrainConfig.model_fields.items() if not field.description]
+    assert not undocumented
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_a_valid_configuration_for_every_base(preset: str, variant: str) -> None:
+    values = preset_values(preset, variant)
+    config = TrainConfig(base_model="base", data=Path("images"), output=Path("out"), name="x", **values)
+    assert config.steps and config.resolution == {"sdxl": 1024, "shapes": 128}.get(variant, 512)
+
+
+def test_given_options_override_the_preset(shapes_folder: Path) -> None:
+    preset = configure(given(shapes_folder, preset="style"))
+    assert (preset.rank, preset.steps, preset.resolution) == (16, 300, 128)
+    mine = configure(given(shapes_folder, preset="style", rank=4, steps=9))
+    assert (mine.rank, mine.steps, mine.learning_rate) == (4, 9, preset.learning_rate)
+    epochs = configure(given(shapes_folder, preset="style", epochs=3))
+    assert (epochs.steps, epochs.epochs) == (None, 3)
+
+
+def test_all_wrong_fields_are_named_at_once(shapes_folder: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configure(given(shapes_folder, steps=10, rank=0, learning_rte=1e-4, schedule="cosin", name="a/b"))
+    text = str(caught.value)
+    for part in ("rank", "learning_rte", "schedule", "'cosin'", "name", "'a/b'"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "either steps or epochs"),
+        ({"steps": 1, "epochs": 1}, "either steps or epochs"),
+        ({"steps": 1, "train_unet": False}, "nothing would be trained"),
+        ({"preset": "styl"}, "style, subject"),
+        ({"preset": "style", "base_model": None}, "base"),
+    ],
+)
+def test_contradictions_are_refused(shapes_folder: Path, changes: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        configure({key: value for key, value in given(shapes_folder, **changes).items() if value is not None})
+
+
+def test_a_configuration_is_frozen(shapes_folder: Path) -> None:
+    config = configure(given(shapes_folder, preset="subject"))
+    with pytest.raises(ValueError, match="frozen"):
+        config.rank = 3
