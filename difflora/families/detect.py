@@ -172,11 +172,9 @@ def _file_prediction(header: Header, variant: str) -> str:
         return "v_prediction"
     if declared == "epsilon" or architecture.endswith("v2-512"):
         return "epsilon"
-    return (
-        "v_prediction"
-        if variant_folder(variant, "v_prediction") != variant_folder(variant, "epsilon")
-        else "epsilon"
-    )
+    # Where both kinds are in the wild and nothing tells them apart, the more frequent one.
+    has_both = variant_folder(variant, "v_prediction") != variant_folder(variant, "epsilon")
+    return "v_prediction" if has_both else "epsilon"
 
 
 def _cross_dim(header: Header) -> int | None:

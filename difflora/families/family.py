@@ -62,7 +62,8 @@ class Family:
 
     `variants` name folders of component configs in `assets/`, each with a table of module paths; `marker` is
     a tensor that only single-file checkpoints of this family have. `vae_overflows`: whether its VAE needs
-    more range than float16 has, unless the VAE's own config denies it (`force_upcast`).
+    more range than float16 has, unless the VAE's own config denies it (`force_upcast`). `gpu_dtype` is the
+    usual number format of the others on a GPU.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Family:
     marker: str
     kohya_uses_sgm: bool
     vae_overflows: bool
+    gpu_dtype: Literal["float16", "bfloat16"]
 
     @cached_property
     def paths(self) -> frozenset[str]:

@@ -8,14 +8,23 @@ import torch
 
 from difflora.errors import BaseModelError
 from difflora.families.family import Family
-from difflora.families.vae import vae_dtype
+from difflora.families.vae import read_vae_folder, vae_dtype
 from difflora.families.weights import ComponentWeights, component_weights, require_folder_tensors
 
 
 def folder_weights(folder: Path, family: Family, *, dtype: torch.dtype) -> dict[str, ComponentWeights]:
-    """The weight files of the UNet, the text encoders and the VAE. Raises BaseModelError if one has none."""
-    own = {part.name: dtype for part in family.components} | {"vae": vae_dtype(family, folder / "vae", dtype)}
-    return {name: component_weights(folder / name, dtype=own[name]) for name in own}
+    """The weight files of the UNet and the text encoders, and of the VAE if the folder has one.
+
+    Raises BaseModelError if a component has none.
+    """
+    names = [part.name for part in family.components]
+    found = {name: component_weights(folder / name, dtype=dtype) for name in names}
+    if any(weights.variant for weights in found.values()):
+        # diffusers takes that variant of every component that has it.
+        found = {name: component_weights(folder / name, dtype=torch.float16) for name in names}
+    if any((folder / "vae").glob("*.safetensors")):
+        found["vae"] = component_weights(folder / "vae", dtype=vae_dtype(family, folder / "vae", dtype))
+    return found
 
 
 def read_folder(folder: Path, family: Family, *, dtype: torch.dtype, vae: Any | None, scheduler: Any) -> Any:
@@ -26,23 +35,23 @@ def read_folder(folder: Path, family: Family, *, dtype: torch.dtype, vae: Any | 
     import diffusers
 
     weights = folder_weights(folder, family, dtype=dtype)
-    if vae is not None:
-        weights.pop("vae")
-    require_folder_tensors(folder, weights)
+    checked = {name: found for name, found in weights.items() if name != "vae" or vae is None}
+    require_folder_tensors(folder, checked)
+    if vae is None:
+        vae = read_vae_folder(folder / "vae", dtype=vae_dtype(family, folder / "vae", dtype))
     pipeline_class = getattr(diffusers, family.pipeline_class)
-    precision = {"default": dtype, "vae": vae_dtype(family, folder / "vae", dtype)}
-    variant = next((found.variant for found in weights.values() if found.variant), None)
-    replaced = {} if vae is None else {"vae": vae}
     try:
         return pipeline_class.from_pretrained(
             str(folder),
-            torch_dtype=precision,
-            variant=variant,
+            torch_dtype=dtype,
+            variant=next(
+                (one.variant for name, one in weights.items() if name != "vae" and one.variant), None
+            ),
             use_safetensors=True,
             local_files_only=True,
+            vae=vae,
             scheduler=scheduler,
             **without_extras(pipeline_class),
-            **replaced,
         )
     except (OSError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise BaseModelError(

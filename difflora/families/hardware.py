@@ -41,13 +41,11 @@ def pick_device(device: str | torch.device | None) -> torch.device:
 def pick_dtype(dtype: str | torch.dtype | None, *, family: Family, device: torch.device) -> torch.dtype:
     """The number format asked for, or the usual one.
 
-    That is float32 on the CPU; on a GPU float16 for SD 1.x and 2.x and bfloat16 for SDXL.
+    That is float32 on the CPU, and what the family says on a GPU.
     Raises ConfigError on one that is not known.
     """
     if dtype is None:
-        if device.type == "cpu":
-            return torch.float32
-        return torch.bfloat16 if family.vae_overflows else torch.float16
+        return torch.float32 if device.type == "cpu" else DTYPES[family.gpu_dtype]
     chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if chosen is None or chosen not in DTYPES.values():
         raise ConfigError(f"dtype={dtype!r} is not known; use one of: {', '.join(DTYPES)}")

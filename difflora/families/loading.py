@@ -63,14 +63,14 @@ def load(
     chosen_dtype = pick_dtype(dtype, family=member, device=chosen_device)
     here = Folder(download(found.id, dtype=chosen_dtype), found.name) if isinstance(found, HubId) else found
     with quiet(), without_bars(), ThreadPoolExecutor(1) as thread:
-        # Hashing only reads, beside the parsing and converting that loading does.
-        sha256 = thread.submit(_sha256, here, member, chosen_dtype)
         pipeline = _read(here, member, facts, dtype=chosen_dtype, vae=vae)
         _settle(pipeline, source=str(base))
+        # Beside the move to the device, which reads the same pages.
+        sha256 = thread.submit(_sha256, here, member, chosen_dtype)
         place(pipeline, device=chosen_device, offload=offload)
         use_attention(pipeline, attention)
         facts = replace(facts, sha256=sha256.result())
-    return Model(pipeline, member, facts=facts, source=str(base), device=chosen_device, offload=offload)
+    return Model(pipeline, member, facts=facts, source=str(base), device=chosen_device)
 
 
 def _sha256(found: Folder | File, member: Family, dtype: torch.dtype) -> str:

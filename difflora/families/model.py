@@ -53,21 +53,13 @@ class Model:
     """
 
     def __init__(
-        self,
-        pipeline: Any,
-        family: Family,
-        *,
-        facts: BaseFacts,
-        source: str,
-        device: torch.device,
-        offload: bool = False,
+        self, pipeline: Any, family: Family, *, facts: BaseFacts, source: str, device: torch.device
     ) -> None:
         self.pipeline = pipeline
         self.family = family
         self.facts = facts
         self.source = source
         self.device = device
-        self.offload = offload
         self.dtype: torch.dtype = pipeline.unet.dtype
         self.pristine: dict[str, Tensor] = {}
         # Taken now: samplers replace the pipeline's scheduler, and some of theirs bend the last noise level.

@@ -21,6 +21,7 @@ _LOG_LINES = (
     "Some weights of the model checkpoint were not used",  # reported by name before loading
     "In this conversion only the non-EMA weights are extracted",
     "`torch_dtype` is deprecated",
+    "Couldn't connect to the Hub",  # huggingface_hub says so itself, and that the cache is used
     "There are modules in AutoencoderKL that should be kept in float32: []",
     "There are modules in UNet2DConditionModel that should be kept in float32: []",
 )

@@ -25,4 +25,5 @@ SD1 = Family(
     marker="model.diffusion_model.input_blocks.11.0.in_layers.0.weight",
     kohya_uses_sgm=False,
     vae_overflows=False,
+    gpu_dtype="float16",
 )

@@ -27,4 +27,5 @@ SDXL = Family(
     # A1111 finds SDXL modules under these names only.
     kohya_uses_sgm=True,
     vae_overflows=True,
+    gpu_dtype="bfloat16",
 )

@@ -32,19 +32,24 @@ def read_vae(path: Path, *, config_folder: Path, family: Family, dtype: torch.dt
     the base: `config_folder`.
     Raises BaseModelError if it is none, or its tensors are not what the config needs.
     """
-    from diffusers import AutoencoderKL
-
     if path.is_dir():
         folder = path / "vae" if (path / "vae").is_dir() else path
         own_dtype = vae_dtype(family, folder, dtype)
-        weights = component_weights(folder, dtype=own_dtype)
-        require_folder_tensors(folder.parent, {folder.name: weights})
-        return AutoencoderKL.from_pretrained(
-            str(folder), torch_dtype=own_dtype, variant=weights.variant, use_safetensors=True
-        )
+        require_folder_tensors(folder.parent, {folder.name: component_weights(folder, dtype=own_dtype)})
+        return read_vae_folder(folder, dtype=own_dtype)
     if path.suffix.lower() != ".safetensors" or not path.is_file():
         raise BaseModelError(f"vae={path}: expected a .safetensors file or a diffusers folder of a VAE.")
     return read_vae_file(path, config_folder=config_folder, dtype=vae_dtype(family, config_folder, dtype))
+
+
+def read_vae_folder(folder: Path, *, dtype: torch.dtype) -> Any:
+    """The AutoencoderKL in a folder; its tensors were checked. Raises BaseModelError if it has no weights."""
+    from diffusers import AutoencoderKL
+
+    variant = component_weights(folder, dtype=dtype).variant
+    return AutoencoderKL.from_pretrained(
+        str(folder), torch_dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True
+    )
 
 
 def read_vae_file(path: Path, *, config_folder: Path, dtype: torch.dtype) -> Any:

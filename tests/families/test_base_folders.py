@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from difflora.errors import BaseModelError, ConfigError
-from difflora.families import Model, load
+from difflora.families import Model, identify, load
 from difflora.families.weights import component_weights, file_sha256
 from tests.tiny_sdxl import save_tiny_sdxl
 
@@ -150,6 +150,26 @@ def test_a_half_precision_copy_is_taken_when_half_is_asked_for(folder: Path) -> 
     assert load(folder, device="cpu").dtype == torch.float32
 
 
+def test_the_vae_is_read_in_the_precision_it_computes_in(tmp_path: Path) -> None:
+    folder = save_tiny_sdxl(tmp_path / "sdxl")
+    exact = load_file(folder / VAE)
+    coarse = {name: value.half() for name, value in exact.items()}
+    save_file(coarse, folder / "vae" / "diffusion_pytorch_model.fp16.safetensors")
+    shutil.copy(folder / UNET, folder / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    model = load(folder, device="cpu", dtype="float16")
+    assert torch.equal(model.pipeline.vae.decoder.conv_in.weight, exact["decoder.conv_in.weight"])
+
+
+def test_a_folder_without_weights_of_a_vae_takes_another(folder: Path, shapes_folder: Path) -> None:
+    (folder / VAE).unlink()
+    with pytest.raises(BaseModelError, match=r"vae has no \.safetensors weights"):
+        load(folder, device="cpu")
+    for other in (shapes_folder, shapes_folder / "vae", shapes_folder / VAE):
+        model = load(folder, device="cpu", dtype="float16", vae=other)
+        expected = load_file(shapes_folder / VAE)
+        assert torch.equal(model.pipeline.vae.decoder.conv_in.weight, expected["decoder.conv_in.weight"])
+
+
 def test_a_model_in_shards(folder: Path) -> None:
     tensors = load_file(folder / UNET)
     (folder / UNET).unlink()
@@ -235,3 +255,20 @@ def test_on_a_gpu_with_and_without_offload(shapes_folder: Path, offload: bool) -
     ).images
     assert bool(images.isfinite().all())
     assert model.pipeline.unet.conv_in.weight.device.type == ("cpu" if offload else "cuda")
+
+
+def test_a_model_in_the_hubs_cache_needs_no_network(
+    shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_folder = tmp_path / "models--somebody--shapes"
+    commit = "a" * 40
+    snapshot = Path(shutil.copytree(shapes_folder, model_folder / "snapshots" / commit))
+    (model_folder / "refs").mkdir()
+    (model_folder / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    model = load("somebody/shapes", device="cpu")
+    assert (model.facts.name, model.source) == ("shapes", "somebody/shapes")
+    assert identify("somebody/shapes") == replace(model.facts, sha256="")
+    (snapshot / UNET).unlink()
+    with pytest.raises(BaseModelError, match=r"no \.safetensors weights"):
+        load("somebody/shapes", device="cpu")
