@@ -70,15 +70,19 @@ class Examples:
         )
 
     def prepare(self) -> None:
-        """Encodes every image and, where the text encoders are frozen, every caption, ahead of the first
-        step."""
-        if self.config.cache_latents != "off":
+        """Encodes every image and, if the text encoders are frozen, every caption, before the first step."""
+        if self.latents_are_cached:
             for item, bucket in zip(self.dataset.items, self.buckets.sizes, strict=True):
                 for flip in (False, True) if self.config.flip else (False,):
                     self._latents.get(item, bucket, flip=flip)
         if self._texts is not None:
             for caption in {"", *_captions(self.config, self.dataset)}:
                 self._texts.get(caption)
+
+    @property
+    def latents_are_cached(self) -> bool:
+        """Whether the VAE is not needed for training any more."""
+        return self.config.cache_latents != "off"
 
     @property
     def texts_are_cached(self) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from difflora.adapter import Adapter
 from difflora.data.buckets import assign_by
@@ -36,8 +36,7 @@ from difflora.training.schedules import total_steps
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """What a step needs. `first_step` counts the steps done before; `rates` are the groups' learning
-    rates."""
+    """What a step needs. `first_step` counts the steps done before; `rates` are those of its groups."""
 
     config: TrainConfig
     results: Results
@@ -118,15 +117,19 @@ class Run:
         prompts = (
             self.config.preview_prompts or [escape(text) for text in captions][: self.config.preview_count]
         )
-        return draw_previews(self.model, prompts, self.config, folder=self.results.previews, step=step)
+        idle = _idle_parts(self.model, self.examples)
+        _move(idle, self.machine.device)
+        try:
+            return draw_previews(self.model, prompts, self.config, folder=self.results.previews, step=step)
+        finally:
+            _move(idle, torch.device("cpu"))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars to the tracker, where one is in use."""
         self.machine.accelerator.log(dict(values), step=step)
 
     def why_not_finite(self, step: int, value: float) -> str:
-        """What to tell the user when the loss or the gradient of the step after `step` steps is not
-        finite."""
+        """What to tell the user when loss or gradient is not finite in the step after `step` steps."""
         broken = [factor.path for factor in self.injected.factors if not _finite(factor.down, factor.up)]
         if broken:
             cause = f"the factors of {len(broken)} layers diverged ({broken[0]} ...): lower the learning rate"
@@ -169,6 +172,7 @@ def prepared(config: TrainConfig, results: Results) -> Iterator[Run]:
     buckets = assign_by(dataset.sizes, config, native=model.facts.resolution)
     examples = Examples(config, dataset, buckets=buckets, model=model, processes=machine.processes)
     examples.prepare()
+    _move(_idle_parts(model, examples), torch.device("cpu"))
     batches = examples.batches_per_epoch
     machine.accelerator.init_trackers(config.name)
     try:
@@ -197,6 +201,21 @@ def prepared(config: TrainConfig, results: Results) -> Iterator[Run]:
             )
     finally:
         machine.accelerator.end_training()
+
+
+def _idle_parts(model: Model, examples: Examples) -> list[nn.Module]:
+    """What training does not need once the caches are filled: it makes room on the GPU between previews."""
+    parts: list[nn.Module] = []
+    if examples.latents_are_cached:
+        parts.append(model.pipeline.vae)
+    if examples.texts_are_cached:
+        parts += [model.component(part.name) for part in model.family.components if part.is_text]
+    return parts
+
+
+def _move(parts: Sequence[nn.Module], device: torch.device) -> None:
+    for part in parts:
+        part.to(device)
 
 
 def _load(config: TrainConfig, machine: Machine) -> Model:
