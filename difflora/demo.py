@@ -85,6 +85,9 @@ LESSONS = (
     ),
 )
 BLEND_PROMPT = "a large red heart on a blue background, halftone style, neon style"
+BLEND_LOOK_AT = (
+    "the base in the top left corner; more dots to the right, more glow downwards, both in the middle"
+)
 BLEND_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -112,7 +115,7 @@ def base_of(data: Path) -> Path:
 
 
 def draw_sheet(
-    model: Model, adapter: Adapter, lesson: Lesson, *, data: Path, steps: int, progress: Progress
+    model: Model, adapter: Adapter, *, lesson: Lesson, data: Path, steps: int, progress: Progress
 ) -> Image.Image:
     """Before and after: a row of pictures of the base, a row with the adapter, a row of training images."""
     axes = [Axis("prompt", lesson.prompts), Axis("adapter", (None, adapter.meta.name))]

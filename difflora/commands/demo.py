@@ -11,11 +11,12 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Console
 
-from difflora.adapter import Adapter
 from difflora.commands.console import follow, make_console, meter
+from difflora.commands.drawing import write_picture
 from difflora.commands.flags import parse
-from difflora.demo import LESSONS, Lesson, Progress, base_of, draw_blend, draw_sheet, find_sample_data
+from difflora.demo import BLEND_LOOK_AT, LESSONS, Lesson, base_of, draw_blend, draw_sheet, find_sample_data
 from difflora.errors import AlreadyTrained
+from difflora.families import Model
 from difflora.formats import read
 from difflora.training.config import configure
 
@@ -45,28 +46,61 @@ def run(words: Sequence[str]) -> int:
     flags = parse(Flags, words, verb="demo", about=ABOUT)
     console, started = make_console(), time.monotonic()
     data = find_sample_data(flags.sample_data)
-    adapters = {lesson.name: _learn(lesson, flags, data, console) for lesson in LESSONS}
-
-    from difflora.families import load
-
-    model = load(base_of(data))
-    sheets = {}
     for lesson in LESSONS:
-        draw = partial(draw_sheet, model, adapters[lesson.name], lesson, data=data, steps=flags.draw_steps)
-        sheets[_draw(draw, flags.output / f"{lesson.name}_before_after.png", console)] = lesson.look_at
-    blend = partial(draw_blend, model, adapters["halftone"], adapters["neon"], steps=flags.draw_steps)
-    sheets[_draw(blend, flags.output / "blend_halftone_neon.png", console)] = (
-        "the base in the top left corner; more dots to the right, more glow downwards, both in the middle"
+        _learn(lesson, flags, data, console)
+    sheets = _sheets(flags, data)
+    due = [sheet for sheet in sheets if sheet.is_due()]
+    if due:
+        from difflora.families import load
+
+        model = load(base_of(data))
+        for sheet in due:
+            _draw(sheet, model, console)
+    minutes = (time.monotonic() - started) / 60
+    console.print(
+        f"\ndone in {minutes:.1f} minutes. Look at:" if due else "\nall was there already. Look at:"
     )
-    console.print(f"\ndone in {(time.monotonic() - started) / 60:.1f} minutes. Look at:")
-    for path, words_ in sheets.items():
-        console.print(f"  {path}\n      {words_}")
+    for sheet in sheets:
+        console.print(f"  {sheet.path}\n      {sheet.look_at}")
     _next_steps(console, flags.output, base_of(data))
     return 0
 
 
-def _learn(lesson: Lesson, flags: Flags, data: Path, console: Console) -> Adapter:
-    """The adapter of a lesson: trained now, or read if it is there."""
+@dataclass(frozen=True)
+class Sheet:
+    """A picture of the demonstration: its file, what to look at, and the adapters it is drawn with."""
+
+    path: Path
+    look_at: str
+    adapters: tuple[Path, ...]
+    draw: Callable[..., Image.Image]
+    """Takes the model, the adapters in their order, and `progress`."""
+
+    def is_due(self) -> bool:
+        """Whether it is not there, or older than one of its adapters."""
+        if not self.path.exists():
+            return True
+        return self.path.stat().st_mtime < max(adapter.stat().st_mtime for adapter in self.adapters)
+
+
+def _sheets(flags: Flags, data: Path) -> list[Sheet]:
+    files = {lesson.name: flags.output / f"{lesson.name}.safetensors" for lesson in LESSONS}
+    sheets = [
+        Sheet(
+            flags.output / f"{lesson.name}_before_after.png",
+            lesson.look_at,
+            (files[lesson.name],),
+            partial(draw_sheet, lesson=lesson, data=data, steps=flags.draw_steps),
+        )
+        for lesson in LESSONS
+    ]
+    blended = (files["halftone"], files["neon"])
+    draw = partial(draw_blend, steps=flags.draw_steps)
+    return [*sheets, Sheet(flags.output / "blend_halftone_neon.png", BLEND_LOOK_AT, blended, draw)]
+
+
+def _learn(lesson: Lesson, flags: Flags, data: Path, console: Console) -> None:
+    """Trains the adapter of a lesson, unless it is there."""
     from difflora.training.loop import train
 
     config = configure(lesson.options(data, flags.output, steps=flags.steps))
@@ -74,17 +108,14 @@ def _learn(lesson: Lesson, flags: Flags, data: Path, console: Console) -> Adapte
         follow(train(config), console, label=lesson.name)
     except AlreadyTrained:
         console.print(f"{lesson.name}: trained before, reused (remove it to train again)")
-    path = flags.output / f"{lesson.name}.safetensors"
-    console.print(f"{lesson.name}: {path}")
-    return read(path)
+    console.print(f"{lesson.name}: {flags.output / lesson.name}.safetensors")
 
 
-def _draw(draw: Callable[..., Image.Image], path: Path, console: Console) -> Path:
-    with meter(console, path.stem) as shown:
-        progress: Progress = partial(shown.show, words="steps")
-        image = draw(progress=progress)
-    image.save(path)
-    return path
+def _draw(sheet: Sheet, model: Model, console: Console) -> None:
+    adapters = [read(path) for path in sheet.adapters]
+    with meter(console, sheet.path.stem) as shown:
+        image = sheet.draw(model, *adapters, progress=partial(shown.show, words="steps"))
+    write_picture(image, sheet.path)
 
 
 def _next_steps(console: Console, output: Path, base: Path) -> None:

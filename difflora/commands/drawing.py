@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from PIL import Image
 from difflora.adapter import Stack
 from difflora.commands.options import AdapterOptions
 from difflora.errors import ConfigError
+from difflora.formats.container import atomic_write
 from difflora.library import Library, resolve
 from difflora.prompts import parse_tags
 from difflora.recipe import Recipe, save_png
@@ -55,6 +57,13 @@ def save_numbered(images: Sequence[Image.Image], folder: Path) -> list[Path]:
         save_png(image, path, recipe)
         files.append(path)
     return files
+
+
+def write_picture(image: Image.Image, path: Path) -> None:
+    """Writes a PNG without a recipe: all of it, or nothing."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    atomic_write(path, buffer.getvalue())
 
 
 def reserve(folder: Path, ending: str) -> Path:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from difflora.adapter import Stack
 from difflora.commands.axes import HELP, parse_axis
 from difflora.commands.console import make_console, meter
-from difflora.commands.drawing import Mixed, mixed, reserve, save_numbered
+from difflora.commands.drawing import Mixed, mixed, reserve, save_numbered, write_picture
 from difflora.commands.flags import grouped, option_group, parse, require, usage_error
 from difflora.commands.options import AdapterOptions, BaseOptions, build
 from difflora.grid import Axis, grid
@@ -63,7 +63,7 @@ def run(words: Sequence[str]) -> int:
         sheet = grid(model, request, stack=mix.stack, axes=axes, progress=progress)
     options.output.mkdir(parents=True, exist_ok=True)
     path = reserve(options.output, "grid.png")
-    sheet.image.save(path)
+    write_picture(sheet.image, path)
     console.print(str(path))
     if options.cells:
         for file in save_numbered([cell for row in sheet.cells for cell in row], options.output):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -25,7 +26,7 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 class Flags:
     """What is shown."""
 
-    target: tyro.conf.Positional[str]
+    target: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TARGET")]
     """A base model (folder, .safetensors, Hub id), an adapter file or an image."""
     targets: str | None = None
     """Of a base: list the layers that these targets select (attn, attn+ff, all-linear, all, or patterns)."""

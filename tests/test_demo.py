@@ -1,0 +1,54 @@
+"""The demonstration, shortened: what it writes, and that running it again reuses it."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from difflora.commands.demo import run
+from difflora.demo import LESSONS, find_sample_data
+from difflora.errors import ConfigError
+from difflora.formats import read
+
+SHORT = ["--steps", "1", "--draw-steps", "1"]
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    assert run([*SHORT, "--output", str(folder)]) == 0
+    return folder
+
+
+def test_every_lesson_leaves_an_adapter_and_a_sheet(output: Path) -> None:
+    for lesson in LESSONS:
+        assert read(output / f"{lesson.name}.safetensors").meta.name == lesson.name
+        with Image.open(output / f"{lesson.name}_before_after.png") as sheet:
+            # three rows of five pictures, each enlarged to 256
+            assert sheet.width > 5 * 256 and sheet.height > 3 * 256
+
+
+def test_the_blend_is_five_by_five(output: Path) -> None:
+    with Image.open(output / "blend_halftone_neon.png") as sheet:
+        assert min(sheet.size) > 5 * 256
+
+
+def test_run_again_it_reuses_the_adapters(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    times = {file: file.stat().st_mtime_ns for file in output.glob("*.safetensors")}
+    assert run([*SHORT, "--output", str(output)]) == 0
+    assert {file: file.stat().st_mtime_ns for file in times} == times
+    assert capsys.readouterr().out.count("trained before") == len(LESSONS)
+
+
+def test_no_prompt_is_a_caption_that_was_trained_on() -> None:
+    data = find_sample_data()
+    for lesson in LESSONS:
+        captions = {file.read_text(encoding="utf-8").strip() for file in (data / lesson.folder).glob("*.txt")}
+        unseen = [prompt for prompt in lesson.prompts if prompt not in captions]
+        assert len(captions) >= 8
+        assert len(unseen) >= (2 if lesson.preset == "subject" else len(lesson.prompts)), lesson.name
+
+
+def test_without_sample_data_it_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="clone of the repository"):
+        find_sample_data(tmp_path)
