@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= 2
+# a file stays on one worker, so that what its tests share is made once
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: demo test test-all lint bench ui setup setup-dev
 .DEFAULT_GOAL := demo
@@ -15,10 +17,10 @@ ui: setup
 	@$(BIN)/python -m webui
 
 test: setup-dev
-	@$(BIN)/python -m pytest -n $(WORKERS)
+	@$(PYTEST)
 
 test-all: setup-dev
-	@$(BIN)/python -m pytest -n $(WORKERS) -m ''
+	@$(PYTEST) -m ''
 
 lint: setup-dev
 	@$(BIN)/ruff check

@@ -41,6 +41,7 @@ def main(
         inbrowser=browser,
         share=False,
         quiet=True,
+        show_error=True,
         ssr_mode=False,
         mcp_server=False,
         footer_links=[],

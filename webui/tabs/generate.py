@@ -62,7 +62,7 @@ class Widgets:
         request = {"seed": secrets.randbelow(2**32), **given(self.request, inputs)}
         weights = tuple((inputs[name], inputs[weight]) for name, weight in self.rows if inputs[name])
         folder = Path(inputs[self.adapters])
-        return Wanted(inputs[self.base], request, folder, weights, count=int(inputs[self.count]))
+        return Wanted(inputs[self.base], request, folder, weights, count=int(inputs[self.count] or 1))
 
 
 def draw(shared: Shared, wanted: Wanted, *, progress: Callable[[int, int], None] | None = None) -> list[Path]:
