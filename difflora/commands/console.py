@@ -53,7 +53,7 @@ class BarMeter:
     task: TaskID
 
     def show(self, done: int, total: int, words: str) -> None:
-        self.bar.update(self.task, completed=done, total=total, words=words)
+        self.bar.update(self.task, completed=done, total=total, words=f"{done}/{total} {words}")
 
 
 @dataclass
@@ -90,7 +90,6 @@ def meter(console: Console, label: str) -> Iterator[Meter]:
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
-        TextColumn("{task.completed:.0f}/{task.total}", markup=False),
         TextColumn("{task.fields[words]}", markup=False),
         TimeRemainingColumn(compact=True),
     )

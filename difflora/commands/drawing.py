@@ -14,7 +14,7 @@ from PIL import Image
 from difflora.adapter import Stack
 from difflora.commands.options import AdapterOptions
 from difflora.errors import ConfigError
-from difflora.formats.container import atomic_write
+from difflora.files import atomic_write
 from difflora.library import Library, resolve
 from difflora.prompts import parse_tags
 from difflora.recipe import Recipe, save_png
