@@ -9,6 +9,7 @@
     │   └── NeedsBase        this kind of update can only be computed from the base weight
     ├── FitError             an adapter does not fit this model
     ├── ApplyError           a stack is applied where it cannot be (inside a merged one ...)
+    ├── GenerationError      the model produced numbers that are no image
     ├── PromptError          prompt syntax
     ├── RecipeError          a recipe or PNG text cannot be read or replayed
     ├── LibraryError         an adapter name or hash that the library cannot resolve
@@ -57,6 +58,10 @@ class FitError(DiffloraError):
 
 class ApplyError(DiffloraError):
     """A stack is applied in a place or a way that is not possible."""
+
+
+class GenerationError(DiffloraError):
+    """The model produced numbers that are no image."""
 
 
 class PromptError(DiffloraError):

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from difflora.encode import TextConditioning, encode, token_chunks
-from difflora.errors import DiffloraError
+from difflora.errors import GenerationError
 from difflora.samplers import make_scheduler
 
 if TYPE_CHECKING:
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 
 StepHook = Callable[[int, int], None]
 """Called after each step with (steps done, steps in all); raising from it aborts."""
-
-
-class GenerationError(DiffloraError):
-    """The model produced numbers that are no image."""
 
 
 @dataclass(frozen=True, slots=True)

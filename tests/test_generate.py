@@ -13,7 +13,7 @@ from torch import nn
 
 from difflora.adapter import Adapter, AdapterMeta, Stack, Weight
 from difflora.apply import Mode
-from difflora.errors import ConfigError, RecipeError
+from difflora.errors import ConfigError, GenerationError, RecipeError
 from difflora.families import load
 from difflora.families.model import Model
 from difflora.formats import write
@@ -21,7 +21,6 @@ from difflora.generate import DIFFERENCES_KEY, differences, generate, replay, re
 from difflora.kinds import LoRA
 from difflora.library import Library
 from difflora.recipe import Recipe, RecipeBase, Request, read_recipe, save_png
-from difflora.render import GenerationError
 from difflora.samplers import make_scheduler
 from tests.tiny_sdxl import save_tiny_sdxl
 

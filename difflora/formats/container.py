@@ -3,10 +3,7 @@
 import hashlib
 import json
 import os
-import secrets
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -15,9 +12,8 @@ import torch
 from torch import Tensor
 
 from difflora.errors import AdapterFileError, listing
+from difflora.files import replacing
 from difflora.formats.header import DTYPES, Header, clip, load_header, open_plain
-
-STALE_SECONDS = 600  # nobody writes to a temporary file that has not grown for so long: its writer was killed
 
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _RANK = {code: place for place, code in enumerate(DTYPES)}
@@ -93,7 +89,7 @@ def write_tensors(
     target = Path(path)
     data_digest, file_digest = hashlib.sha256(), hashlib.sha256()
     _writable(tensors, target)
-    with _replacing(target) as file:
+    with replacing(target) as file:
         head = header_bytes(tensors, metadata or {})
         file.write(head)
         file_digest.update(head)
@@ -141,53 +137,6 @@ def header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
-
-
-def atomic_write(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes `content` to `path`, which at every moment holds either what it held before or all of `content`.
-
-    Raises OSError as the system reports it; what was there before is then untouched.
-    """
-    with _replacing(Path(path)) as file:
-        file.write(content)
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `target`, on disk, when the block ends without an error."""
-    stem = f".{target.name[:64]}."
-    _sweep(target.parent, stem)
-    temporary = target.parent / f"{stem}{secrets.token_hex(4)}.tmp"
-    try:
-        # Mode 0666 less the umask, as any program's files: helpers for temporary files give 0600.
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    fsync_folder(target.parent)
-
-
-def _sweep(folder: Path, stem: str) -> None:
-    """Removes what killed writers of the same file have left behind."""
-    for entry in os.scandir(folder):
-        if entry.name.startswith(stem) and entry.name.endswith(".tmp"):
-            leftover = Path(entry.path)
-            if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
-                leftover.unlink(missing_ok=True)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Makes a rename in `folder` survive a power cut. Windows has no such call and needs none."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _order(tensors: Mapping[str, Tensor]) -> list[str]:

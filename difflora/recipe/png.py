@@ -2,12 +2,11 @@
 
 import io
 import os
-import secrets
-from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
 from difflora.errors import RecipeError
+from difflora.files import atomic_write
 from difflora.recipe.infotext import Parameters, parameters_text, parse_parameters
 from difflora.recipe.record import Recipe
 
@@ -42,7 +41,7 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], recipe: Recipe) -
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", pnginfo=texts)
     try:
-        _replace(Path(path), buffer.getvalue())
+        atomic_write(path, buffer.getvalue())
     except OSError as error:
         raise RecipeError(f"{path} cannot be written: {error.strerror or error}") from error
 
@@ -95,16 +94,3 @@ def _texts(path: str | os.PathLike[str]) -> dict[str, str]:
         raise RecipeError(f"{path} does not exist.") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise RecipeError(f"{path} cannot be read as an image: {error}") from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name beside `path`, and moves it there when it is on the disk."""
-    temporary = path.with_name(f".{path.name[:64]}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

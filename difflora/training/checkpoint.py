@@ -26,8 +26,8 @@ from torch import Tensor
 
 from difflora.adapter import Adapter
 from difflora.errors import CheckpointError
+from difflora.files import atomic_write, fsync_folder
 from difflora.formats import read, write
-from difflora.formats.container import atomic_write, fsync_folder
 
 ADAPTER, OPTIMIZER, MANIFEST = "adapter.safetensors", "optimizer.safetensors", "manifest.json"
 

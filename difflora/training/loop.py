@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class StepReport:
     notes: tuple[str, ...] = ()
 
 
-def train(config: TrainConfig) -> Iterator[StepReport]:
+def train(config: TrainConfig) -> Generator[StepReport, None, None]:
     """Trains an adapter as `config` says; yields a report after every optimizer step.
 
     The same call after an interruption continues from the newest checkpoint, and the finished file is

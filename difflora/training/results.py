@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from difflora.formats.container import atomic_write
+from difflora.files import atomic_write
 from difflora.training.config import TrainConfig
 
 

@@ -13,9 +13,8 @@ import safetensors.torch
 import torch
 
 from difflora.errors import AdapterFileError
+from difflora.files import STALE_SECONDS, atomic_write
 from difflora.formats.container import (
-    STALE_SECONDS,
-    atomic_write,
     header_bytes,
     not_finite,
     read_tensors,

@@ -134,10 +134,10 @@ def test_malformed_files_are_refused(tmp_path: Path, name: str) -> None:
     content, expected = MALFORMED[name]
     path = tmp_path / f"{name}.safetensors"
     path.write_bytes(content)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(AdapterFileError, match=expected) as caught:
         read_tensors(path)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert str(path) in str(caught.value)
     assert len(str(caught.value)) < 2000
     assert str(caught.value).isprintable() or all(
@@ -162,9 +162,9 @@ def test_the_largest_allowed_header_takes_less_than_a_second(tmp_path: Path) -> 
     tensors = {str(n): entry(4 * n, 4 * n + 4) for n in range(MAX_TENSORS)}
     note = "x" * (MAX_HEADER - 1_700_000)
     path.write_bytes(packed({"__metadata__": {"note": note}, **tensors}, bytes(4 * MAX_TENSORS)))
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(read_header(path).tensors) == MAX_TENSORS
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("name", ["a.pt", "a.ckpt", "a.BIN", "a.pth", "a.pkl"])

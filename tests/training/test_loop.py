@@ -27,7 +27,7 @@ def stop_after(config: TrainConfig, steps: int) -> list[StepReport]:
     reports, iterator = [], train(config)
     for _ in range(steps):
         reports.append(next(iterator))
-    iterator.close()  # pyright: ignore[reportAttributeAccessIssue]
+    iterator.close()
     return reports
 
 

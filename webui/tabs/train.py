@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
@@ -52,7 +52,7 @@ def run(shared: Shared, values: Mapping[str, Any]) -> Iterator[Shown]:
     shared.stop.clear()
     started, first, previews, notes = time.monotonic(), None, (), ()
     # A generator, though declared an iterator; closing it saves the state.
-    with closing(cast("Generator[StepReport, None, None]", train(config))) as reports:
+    with closing(train(config)) as reports:
         for report in reports:
             first = report.step if first is None else first
             previews, notes = report.previews or previews, (*notes, *report.notes)

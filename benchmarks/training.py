@@ -1,0 +1,77 @@
+"""A training step against the same step with diffusers and PEFT: base, rank, targets, batch and latents
+alike."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.measure import Row, interleaved, saved_bytes
+from benchmarks.peers import base, peft_unet, random_adapter, unet_inputs
+from difflora.inject import Injected, NetworkOptions, injected
+from difflora.training.optimizers import OptimizerOptions, clip, make_optimizer
+
+RANK, BATCH, ROUNDS = 16, 8, 30
+
+
+def training_rows() -> list[Row]:
+    """Images a second and saved activation bytes of one step on the embedded base."""
+    model, inputs, target = base(), unet_inputs(BATCH), torch.randn(BATCH, 4, 16, 16)
+    adapter = random_adapter(model, 1, rank=RANK)
+    peer = peft_unet(model, [adapter], rank=RANK)
+    with injected(model, NetworkOptions(rank=RANK), seed=0) as factors:
+        factors.restore(adapter)
+        with torch.no_grad():
+            _require_equal(model.pipeline.unet(*inputs).sample, peer(*inputs).sample)
+        mine = saved_bytes(lambda: model.pipeline.unet(*inputs).sample.sum())
+        theirs = saved_bytes(lambda: peer(*inputs).sample.sum())
+        calls = {
+            "ours": _our_step(model.pipeline.unet, factors, inputs, target),
+            "peer": _peer_step(peer, inputs, target),
+        }
+        times = interleaved(calls, rounds=ROUNDS)
+    ours, other = times["ours"], times["peer"]
+    what = f"training step, batch {BATCH}, rank {RANK}, attention, {torch.get_num_threads()} threads"
+    return [
+        Row(what, str(ours), str(other), other.median / ours.median, "images/s, ours / PEFT's"),
+        Row("activations saved for it", _mib(mine), _mib(theirs), mine / theirs, "bytes, ours / PEFT's"),
+    ]
+
+
+def _our_step(unet, factors: Injected, inputs: tuple[Tensor, ...], target: Tensor) -> Callable[[], None]:
+    optimizer, _ = make_optimizer(OptimizerOptions(learning_rate=1e-6), unet=factors.unet, text=None)
+    arenas = factors.arenas()
+
+    def step() -> None:
+        for arena in arenas:
+            arena.grad.zero_()
+        F.mse_loss(unet(*inputs).sample, target).backward()
+        clip(arenas, 1.0)
+        optimizer.step()
+
+    return step
+
+
+def _peer_step(unet, inputs: tuple[Tensor, ...], target: Tensor) -> Callable[[], None]:
+    parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.mse_loss(unet(*inputs).sample, target).backward()
+        float(torch.nn.utils.clip_grad_norm_(parameters, 1.0))
+        optimizer.step()
+
+    return step
+
+
+def _require_equal(ours: Tensor, theirs: Tensor) -> None:
+    """A row is void unless both compute the same thing."""
+    error = float((ours - theirs).norm() / theirs.norm())
+    if error > 1e-4:
+        raise AssertionError(f"the peer computes something else: relative difference {error:.1e}")
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB"
