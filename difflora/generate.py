@@ -128,7 +128,9 @@ def draw_rows(
         recipe = Recipe(
             request=row.request,
             adapters=_recorded(row.stack),
-            base=RecipeBase(name=model.facts.name, sha256=model.facts.sha256),
+            base=RecipeBase(
+                name=model.facts.name, sha256=model.facts.sha256, vae_sha256=model.facts.vae_sha256
+            ),
             mode=mode,
             dtype=_dtype(model),
             device=model.device.type,
@@ -190,6 +192,12 @@ def _base_problems(recipe: Recipe, model: Model) -> list[str]:
             f"base: made with {then.name!r} (sha256 {then.sha256[:12]}), loaded is {now.name!r} "
             f"({now.sha256[:12]}); load the base it was made with"
         ]
+    if then.vae_sha256 != now.vae_sha256:
+        made, here = (
+            f"VAE {sha256[:12]}" if sha256 else "the base's own VAE"
+            for sha256 in (then.vae_sha256, now.vae_sha256)
+        )
+        return [f"vae: made with {made}, loaded is {here}; load the same one (--vae)"]
     return []
 
 

@@ -234,6 +234,18 @@ def test_replay_on_another_base_names_all_that_is_missing(model: Model, stack: S
     assert all(word in str(caught.value) for word in ("dreamy", "shapes-sd", "'halftone'", "'neon'"))
 
 
+def test_replay_with_another_vae_is_refused(model: Model, library: Library, shapes_folder: Path) -> None:
+    (image,) = generate(model, QUICK)
+    recipe = Recipe.from_json(image.info["difflora"])
+    assert recipe.base.vae_sha256 == ""
+    other = load(shapes_folder, device="cpu", vae=shapes_folder / "vae")
+    with pytest.raises(RecipeError, match="made with the base's own VAE, loaded is VAE"):
+        replay(recipe, library, other)
+    (drawn,) = generate(other, QUICK)
+    (again,) = replay(Recipe.from_json(drawn.info["difflora"]), library, other)
+    assert again.tobytes() == drawn.tobytes()
+
+
 def test_replay_says_what_differs(model: Model, library: Library) -> None:
     recipe = recipe_of(model)
     assert differences(recipe, model) == ()

@@ -21,7 +21,7 @@ from difflora.families.hardware import (
     use_attention,
 )
 from difflora.families.hub import download, download_configs
-from difflora.families.model import BaseFacts, Model
+from difflora.families.model import BaseFacts, Model, digest
 from difflora.families.places import File, Folder, HubId, locate
 from difflora.families.quiet import quiet, without_bars
 from difflora.families.schedule import base_scheduler
@@ -69,7 +69,8 @@ def load(
         sha256 = thread.submit(_sha256, here, member, chosen_dtype)
         place(pipeline, device=chosen_device, offload=offload)
         use_attention(pipeline, attention)
-        facts = replace(facts, sha256=sha256.result())
+        other = digest(pipeline.vae) if vae is not None else ""
+        facts = replace(facts, sha256=sha256.result(), vae_sha256=other)
     return Model(pipeline, member, facts=facts, source=str(base), device=chosen_device)
 
 

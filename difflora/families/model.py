@@ -1,7 +1,7 @@
 """A loaded base model, and what is known of one before it is loaded."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -30,6 +30,7 @@ class BaseFacts:
     resolution: int
     name: str
     sha256: str = ""
+    vae_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +43,15 @@ class NoiseSchedule:
     alphas_cumprod: Tensor
     num_train_timesteps: int
     prediction_type: str
+
+
+def digest(module: nn.Module) -> str:
+    """sha256 over the tensors of a module's state dict: names, dtypes and bits."""
+    total = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        total.update(f"{name} {tensor.dtype}\n".encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 class Model:
@@ -91,12 +101,9 @@ class Model:
         return self._schedule
 
     def checksum(self) -> str:
-        """sha256 over all tensors of UNet and text encoders: names, shapes, dtypes and bits."""
-        digest = hashlib.sha256()
-        for name, tensor in self._tensors():
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        """sha256 over all tensors of UNet and text encoders: names, dtypes and bits."""
+        parts = [f"{part.name} {digest(self.component(part.name))}" for part in self.family.components]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,9 +142,3 @@ class Model:
         return MappingProxyType(
             {path: tuple(weight.shape) for path, weight in weights.items() if weight is not None}
         )
-
-    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for part in self.family.components:
-            component = self.component(part.name)
-            for name, tensor in (*component.named_parameters(), *component.named_buffers()):
-                yield f"{part.name}.{name}", tensor

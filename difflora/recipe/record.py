@@ -25,12 +25,14 @@ class RecipeAdapter(BaseModel):
 
 
 class RecipeBase(BaseModel):
-    """The base model: a short name, and the sha256 of its weights ("" if it was not computed)."""
+    """The base model: a short name, the sha256 of its weights ("" if it was not computed), and that of a VAE
+    used in place of its own ("" if none was)."""
 
     model_config = _FROZEN
 
     name: str = ""
     sha256: Literal[""] | Sha256 = ""
+    vae_sha256: Literal[""] | Sha256 = ""
 
 
 class Recipe(BaseModel):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from difflora.data.dataset import Dataset
 from difflora.data.plan import Batch, Sample, batches_per_epoch, epoch_batches, flipped
 from difflora.draws import normal
 from difflora.encode import TextConditioning, encode, encode_tokens, token_chunks
-from difflora.families.model import Model
+from difflora.families.model import Model, digest
 from difflora.prompts import Segment
 from difflora.training.config import TrainConfig
 
@@ -146,16 +145,7 @@ class Examples:
     def _encoder(self, parts: Iterable[nn.Module]) -> str:
         """What names an encoder in the keys of a cache: its weights, dtype and device."""
         device = self.model.device.type
-        return " ".join(f"{_digest(part)} {next(part.parameters()).dtype} {device}" for part in parts)
-
-
-def _digest(module: nn.Module) -> str:
-    """sha256 of the weights of an encoder."""
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        return " ".join(f"{digest(part)} {next(part.parameters()).dtype} {device}" for part in parts)
 
 
 def _captions(config: TrainConfig, dataset: Dataset) -> list[str]:
