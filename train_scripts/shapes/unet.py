@@ -24,6 +24,7 @@ from train_scripts.shapes.world import Odds, Scene, random_scene
 
 HARDER = Odds(pair=0.5, small=0.4, large=0.25, favoured=("heart", "star", "diamond", "triangle"), favour=1.6)
 CAPTION_DROPOUT = 0.1
+UNKNOWN_WORDS = 0.35
 SNR_CAP = 5.0
 ENCODE_BATCH = 32
 PREVIEW_PROMPTS = (
@@ -73,10 +74,35 @@ def training_scenes(count: int, *, seed: int) -> list[Scene]:
     return [next(kept) for _ in range(count)]
 
 
+def caption_heard(scene: Scene, rng: random.Random) -> str:
+    """The scene's caption, at times with words that mean nothing: "..., molatu style", "a photo of ...".
+
+    A base that never heard such words takes them for colours, and an adapter's trigger spoils the picture
+    before anything was learned.
+    """
+    if rng.random() >= UNKNOWN_WORDS:
+        return scene.caption
+    if rng.random() < 0.25:
+        return f"a photo of {_unknown_word(rng)} {_unknown_word(rng)} on a {scene.background} background"
+    endings = [f", {_unknown_word(rng)} style" for _ in range(rng.choice((1, 1, 2)))]
+    return scene.caption + "".join(endings)
+
+
+def _unknown_word(rng: random.Random) -> str:
+    """A word of one to three syllables, or a few letters."""
+    if rng.random() < 0.2:
+        return "".join(rng.choice("bcdfghjklmnpqrstvwxz") for _ in range(3))
+    return "".join(
+        rng.choice("bdfghklmnprstv") + rng.choice("aeiou") + rng.choice(("", "l", "n", "s", "t", "r"))
+        for _ in range(rng.choice((1, 2, 2, 3)))
+    )
+
+
 def encode_scenes(pipeline: Any, options: UNetOptions, cache: Path) -> Latents:
     """The scenes of `options`, encoded; from the folder `cache` when it has them for this encoder."""
     scenes = training_scenes(options.scenes, seed=options.seed)
-    tokens = tokenize(pipeline, [scene.caption for scene in scenes])
+    rng = random.Random(f"{options.seed} captions")
+    tokens = tokenize(pipeline, [caption_heard(scene, rng) for scene in scenes])
     file = cache / f"latents-{_fingerprint(pipeline.vae.encoder, scenes)}.safetensors"
     if not file.exists():
         cache.mkdir(parents=True, exist_ok=True)
