@@ -23,6 +23,8 @@ ENLARGED = 2
 """Pictures of the small base are shown at twice their size."""
 
 SEED = 7
+GUIDANCE = 2.0
+"""Below the base's own: a short training hardly moves the unguided picture; guidance widens the gap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ def draw_sheet(
 ) -> Image.Image:
     """Before and after: a row of pictures of the base, a row with the adapter, a row of training images."""
     axes = [Axis("prompt", lesson.prompts), Axis("adapter", (None, adapter.meta.name))]
-    request = Request(seed=SEED, steps=steps, batch=2 * len(lesson.prompts))
+    request = Request(seed=SEED, steps=steps, guidance=GUIDANCE, batch=2 * len(lesson.prompts))
     drawn = grid(model, request, stack=Stack([(adapter, 1.0)]), axes=axes, progress=progress)
     taught = _training_images(data / lesson.folder, len(lesson.prompts), size=drawn.cells[0][0].size)
     return contact_sheet(
@@ -137,7 +139,9 @@ def draw_blend(
 ) -> Image.Image:
     """Every mix of two styles at five weights each, in one batch."""
     axes = [Axis("weight", BLEND_WEIGHTS, adapter.meta.name) for adapter in (halftone, neon)]
-    request = Request(prompt=BLEND_PROMPT, seed=SEED, steps=steps, batch=len(BLEND_WEIGHTS) ** 2)
+    request = Request(
+        prompt=BLEND_PROMPT, seed=SEED, steps=steps, guidance=GUIDANCE, batch=len(BLEND_WEIGHTS) ** 2
+    )
     stack = Stack([(halftone, 1.0), (neon, 1.0)])
     drawn = grid(model, request, stack=stack, axes=axes, progress=progress)
     columns, rows = (Labels(axis.title, tuple(map(axis.label, axis.values))) for axis in axes)

@@ -206,7 +206,7 @@ def test_flags_override_the_file_which_overrides_the_preset(cli: Cli, tmp_path: 
     assert config["learning_rate"] == 1e-4
     assert (config["rank"], config["schedule"], config["min_snr_gamma"]) == (3, "linear", None)
     assert (config["steps"], config["epochs"]) == (1, None)
-    assert config["targets"] == "attn+ff"
+    assert config["targets"] == "all"
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ def test_show_says_what_an_adapter_is_and_whether_it_fits(cli: Cli, halftone: Pa
     said = cli("show", halftone, "--base-model", SHAPES, "--metadata")
     assert said.code == 0
     assert read(halftone).data_hash in said.out
-    assert "rank        16" in said.out and "fits" in said.out and "ss_seed = 7" in said.out
+    assert "rank        32" in said.out and "fits" in said.out and "ss_seed = 7" in said.out
     other = ROOT / "tests" / "fixtures" / "adapters" / "kohya_sd15_lora.safetensors"
     assert cli("show", other, "--base-model", SHAPES).code == 1
 

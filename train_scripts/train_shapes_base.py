@@ -17,6 +17,7 @@ def main(
     stages: Annotated[tuple[Stage, ...], tyro.conf.arg(help="what to do, in this order")] = (
         "vae",
         "unet",
+        "decoder",
         "install",
     ),
     base: Annotated[Path, tyro.conf.arg(help="the folder to begin from and to install into")] = (
@@ -28,7 +29,7 @@ def main(
     scenes: Annotated[int, tyro.conf.arg(help="how many scenes the UNet learns from")] = 16000,
     threads: Annotated[int, tyro.conf.arg(help="CPU threads; another count changes the last bits")] = 2,
 ) -> None:
-    """Train the VAE, then UNet and text encoder, then install both; run it again after a stop."""
+    """Train the VAE, UNet and text encoder, and the decoder on, then install; run it again after a stop."""
     torch.set_num_threads(threads)
     unet = UNetOptions(steps=unet_steps, scenes=scenes)
     run_stages(stages, BaseOptions(base, work, VAEOptions(steps=vae_steps), unet))

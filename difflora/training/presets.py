@@ -26,8 +26,8 @@ _SDXL: Mapping[str, Any] = {
     "noise_offset": 0.0357,
     "train_text_encoder": False,
 }
-# A small UNet has little room in its attention: convolutions are trained as well. Of what a minute of training can
-# show, many small steps at a high rate taught most.
+# A small UNet has little room in its attention, so convolutions are trained as well. In the minute that a
+# demonstration has, many small batches at a high rate taught most.
 _SMALL: Mapping[str, Any] = {
     "resolution": 128,
     "bucket_step": 16,

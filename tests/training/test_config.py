@@ -30,7 +30,8 @@ def test_every_preset_is_a_valid_configuration_for_every_base(preset: str, varia
 
 def test_given_options_override_the_preset(shapes_folder: Path) -> None:
     preset = configure(given(shapes_folder, preset="style"))
-    assert (preset.rank, preset.steps, preset.resolution) == (16, 300, 128)
+    row = preset_values("style", "shapes")
+    assert (preset.rank, preset.steps, preset.resolution) == (row["rank"], row["steps"], 128)
     mine = configure(given(shapes_folder, preset="style", rank=4, steps=9))
     assert (mine.rank, mine.steps, mine.learning_rate) == (4, 9, preset.learning_rate)
     epochs = configure(given(shapes_folder, preset="style", epochs=3))

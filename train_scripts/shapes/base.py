@@ -12,6 +12,7 @@ from train_scripts.shapes.unet import UNetOptions, encode_scenes, preview_sheet,
 from train_scripts.shapes.vae import (
     Report,
     VAEOptions,
+    decoder_trainee,
     psnr,
     random_pictures,
     reconstruction_sheet,
@@ -19,7 +20,10 @@ from train_scripts.shapes.vae import (
     vae_trainee,
 )
 
-Stage: TypeAlias = Literal["vae", "unet", "install"]
+Stage: TypeAlias = Literal["vae", "unet", "decoder", "install"]
+
+
+DECODER = VAEOptions(steps=1200, peak_rate=8e-4, anchor=0.0, seed=9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +34,17 @@ class BaseOptions:
     work: Path
     vae: VAEOptions
     unet: UNetOptions
+    decoder: VAEOptions = DECODER
     save_every: int = 200
     sheet_every: int = 600
 
     @property
     def vae_checkpoint(self) -> Path:
         return self.work / "vae.safetensors"
+
+    @property
+    def decoder_checkpoint(self) -> Path:
+        return self.work / "decoder.safetensors"
 
     @property
     def unet_checkpoint(self) -> Path:
@@ -47,6 +56,7 @@ def run_stages(stages: tuple[Stage, ...], options: BaseOptions) -> None:
     work: dict[Stage, Callable[[BaseOptions], None]] = {
         "vae": run_vae,
         "unet": run_unet,
+        "decoder": run_decoder,
         "install": install,
     }
     for stage in stages:
@@ -64,6 +74,21 @@ def run_vae(options: BaseOptions) -> None:
         reconstruction_sheet(vae, options.work / f"vae_{step:06d}.png")
 
     _follow(train_vae(vae, trainee, old, options.vae), trainee, options.vae_checkpoint, look, options)
+
+
+def run_decoder(options: BaseOptions) -> None:
+    """Train the decoder on, on the latents that the VAE has settled on."""
+    vae = load_pipeline(options.base).vae
+    _average_into(vae_trainee(vae, options.vae), options.vae_checkpoint)
+    trainee = _resumed(decoder_trainee(vae, options.decoder), options.decoder_checkpoint)
+    unseen = random_pictures(64, seed="unseen")
+
+    def look(step: int) -> None:
+        print(f"decoder {step}: {psnr(vae, unseen):.2f} dB on unseen pictures", flush=True)
+        reconstruction_sheet(vae, options.work / f"decoder_{step:06d}.png")
+
+    reports = train_vae(vae, trainee, vae, options.decoder)
+    _follow(reports, trainee, options.decoder_checkpoint, look, options)
 
 
 def run_unet(options: BaseOptions) -> None:
@@ -85,6 +110,7 @@ def install(options: BaseOptions) -> None:
     """Write the base with the averaged weights of the trainings that have a checkpoint."""
     pipeline = load_pipeline(options.base)
     _average_into(vae_trainee(pipeline.vae, options.vae), options.vae_checkpoint)
+    _average_into(decoder_trainee(pipeline.vae, options.decoder), options.decoder_checkpoint)
     _average_into(unet_trainee(pipeline, options.unet), options.unet_checkpoint)
     publish(pipeline, options.base)
 

@@ -53,6 +53,15 @@ def vae_trainee(vae: Any, options: VAEOptions) -> Trainee:
     return Trainee(named(vae, "vae"), rate=Rate(options.peak_rate, options.steps), decay=0.998)
 
 
+def decoder_trainee(vae: Any, options: VAEOptions) -> Trainee:
+    """The parameters of the decoder alone: what it can still gain once the latents are settled."""
+    vae.requires_grad_(False)
+    parameters = named(vae.decoder, "vae.decoder") | named(vae.post_quant_conv, "vae.post_quant_conv")
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    return Trainee(parameters, rate=Rate(options.peak_rate, options.steps), decay=0.998)
+
+
 def train_vae(vae: Any, trainee: Trainee, old: Any, options: VAEOptions) -> Iterator[Report]:
     """Train `vae` in place until `options.steps` are made, its latents held near those of the VAE `old`."""
     vae.train()
