@@ -10,6 +10,8 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
+from difflora.errors import ConfigError
+from difflora.families.hardware import pick_device
 from difflora.training.config import TrainConfig
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -72,20 +74,25 @@ class Machine:
 def start_machine(config: TrainConfig) -> Machine:
     """Joins the processes that `accelerate launch` or `torchrun` started, and picks device and precision.
 
-    On CPUs the processes talk through gloo. Raises ValueError from accelerate if the device does not exist.
+    On CPUs the processes talk through gloo. Raises ConfigError if the device is not there, or
+    cannot compute in the precision.
     """
-    is_cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    device = pick_device(config.device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # accelerate takes the current one
     precision = config.precision
     if precision == "auto":
-        on_gpu = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp16"
-        precision = on_gpu if torch.cuda.is_available() and not is_cpu else "fp32"
-    if PartialState().num_processes == 1:
+        on_gpu = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp16"
+        precision = on_gpu if device.type == "cuda" else "fp32"
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError("precision='fp16' needs a GPU, and the device is the CPU: use 'fp32' or 'bf16'")
+    if PartialState(cpu=device.type == "cpu").num_processes == 1:
         # accelerate keeps the first run's settings as long as the process lives; a web UI trains often.
         AcceleratorState._reset_state(reset_partial_state=True)
     mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
     logger = "tensorboard" if config.tensorboard else None
     accelerator = Accelerator(
-        cpu=is_cpu, mixed_precision=mixed, log_with=logger, project_dir=config.output / "logs"
+        cpu=device.type == "cpu", mixed_precision=mixed, log_with=logger, project_dir=config.output / "logs"
     )
     if config.threads is not None:
         torch.set_num_threads(config.threads)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from difflora.errors import AlreadyTrained, CheckpointError, DataError, TrainingError
+from difflora.errors import AlreadyTrained, CheckpointError, ConfigError, DataError, TrainingError
 from difflora.formats import read
 from difflora.kinds import LoRA
 from difflora.training import run as run_module
@@ -214,6 +214,14 @@ def test_an_accumulated_step_is_the_mean_of_its_batches(small, tmp_path: Path) -
     config = small(steps=2, accumulation=2, output=tmp_path / "accumulated", **options)
     double = [report.loss for report in train(config)]
     assert double == pytest.approx([sum(single[:2]) / 2, sum(single[2:]) / 2], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [({"device": "cuda:9"}, "cuda:9"), ({"precision": "fp16"}, "needs a GPU")]
+)
+def test_a_device_or_precision_that_is_not_there_is_refused(small, options: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        next(train(small(**options)))
 
 
 def test_captions_longer_than_the_encoder_reads_at_once(small, four_images: Path, tmp_path: Path) -> None:
