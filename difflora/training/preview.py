@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from difflora.generate import generate
-from difflora.recipe import Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from difflora.families.model import Model
+from difflora.generate import generate
+from difflora.recipe import Request
 
 
 class PreviewOptions(BaseModel):
