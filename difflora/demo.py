@@ -76,7 +76,7 @@ LESSONS = (
         "style",
         "styles/neon",
         tuple(f"{scene}, neon style" for scene in _SCENES),
-        "glowing outlines in the dark, in the colour that the prompt gives the shape",
+        "glowing outlines in the dark; shapes follow the prompt, their colours not always after so few images",
     ),
     Lesson(
         "robot",
@@ -88,7 +88,7 @@ LESSONS = (
 )
 BLEND_PROMPT = "a large red heart on a blue background, halftone style, neon style"
 BLEND_LOOK_AT = (
-    "the base in the top left corner; more dots to the right, more glow downwards, both in the middle"
+    "the base in the top left corner; more dots to the right, more glow downwards, both below right"
 )
 BLEND_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
