@@ -76,7 +76,7 @@ LESSONS = (
         "style",
         "styles/neon",
         tuple(f"{scene}, neon style" for scene in _SCENES),
-        "glowing outlines in the dark; shapes follow the prompt, their colours not always after so few images",
+        "glowing outlines in the dark; shapes follow the prompt, colours not always, after so few images",
     ),
     Lesson(
         "robot",
