@@ -102,8 +102,10 @@ def save(
         raise CheckpointError(
             f"{final}: read back differently from what was written; the disk may be failing"
         )
-    for old in _folders(root)[keep:]:
-        shutil.rmtree(old)
+    older = [folder for folder in _folders(root) if folder.name < final.name]
+    damaged = [folder for folder in _folders(root) if folder.name > final.name]  # passed over when resuming
+    for folder in older[keep - 1 :] + damaged:
+        shutil.rmtree(folder)
     return final
 
 
@@ -148,19 +150,30 @@ def _flatten(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {"param_groups": json.loads(json.dumps(state["param_groups"])), "state": {}}
     for index, values in state["state"].items():
-        rest = {}
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
-            else:
-                rest[name] = value
-        plain["state"][str(index)] = rest
+        plain["state"][str(index)] = _without_tensors(values, str(index), tensors)
     return plain, tensors
 
 
+def _without_tensors(values: Mapping[str, Any], prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The values that are no tensors; tensors go to `tensors` as `prefix/name`. 8-bit optimizers nest."""
+    rest: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            tensors[f"{prefix}/{name}"] = value.detach().cpu().contiguous()
+        elif isinstance(value, Mapping):
+            rest[name] = _without_tensors(value, f"{prefix}/{name}", tensors)
+        else:
+            rest[name] = value
+    return rest
+
+
 def _unflatten(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in plain["state"].items()}
+    state = json.loads(json.dumps(plain["state"]))
     for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        state[int(index)][name] = tensor
-    return {"state": state, "param_groups": plain["param_groups"]}
+        *parents, name = key.split("/")
+        node = state
+        for parent in parents:
+            node = node[parent]
+        node[name] = tensor
+    by_number = {int(index): values for index, values in state.items()}
+    return {"state": by_number, "param_groups": plain["param_groups"]}

@@ -48,7 +48,9 @@ class Examples:
         folder = config.cache_folder or config.output / "cache"
         self._folder = folder if config.cache_latents == "disk" else None
         self._latents = self._latent_cache()
-        self._texts = None if config.train_text_encoder else self._text_cache()
+        # Tags in a new order for every sample are not worth keeping, and may need another number of chunks.
+        is_fixed = not (config.train_text_encoder or config.shuffle_tags)
+        self._texts = self._text_cache() if is_fixed else None
 
     def size(self, number: int) -> int:
         """How many rows global batch `number` has."""
@@ -86,7 +88,7 @@ class Examples:
     @property
     def texts_are_cached(self) -> bool:
         """Whether the text encoders are not needed for training any more."""
-        return self._texts is not None and not self.config.shuffle_tags
+        return self._texts is not None
 
     def _batch(self, number: int) -> Batch:
         epoch, place = divmod(number, self.batches_per_epoch)

@@ -58,6 +58,8 @@ def train(config: TrainConfig) -> Generator[StepReport, None, None]:
     results = results_of(config)
     if config.overwrite:
         shutil.rmtree(results.checkpoints, ignore_errors=True)
+        if results.adapter.exists():  # set aside, so that the new run can be continued without the flag
+            results.adapter.replace(results.replaced)
     elif results.adapter.exists():
         raise AlreadyTrained(
             f"{results.adapter} is finished; nothing was changed. Train again with overwrite=true "
@@ -88,9 +90,10 @@ def _steps(run: Run, stop: StopRequest) -> Iterator[StepReport]:
         run.checkpoint(done)
     if done < run.total:
         cause = stop.signal.name if stop.signal else "another process"
+        flagless = " without --overwrite" if run.config.overwrite else ""
         raise Interrupted(
             f"stopped by {cause} after step {done} of {run.total}; the state is saved in "
-            f"{run.results.checkpoints}. The same command continues."
+            f"{run.results.checkpoints}. The same command{flagless} continues."
         )
 
 
@@ -158,11 +161,11 @@ def _update(run: Run, step: int) -> float:
 def _after_step(run: Run, report: StepReport, *, is_last: bool) -> StepReport:
     """Writes what is due after a step, and says so in the report."""
     config = run.config
-    if config.preview_every and (report.step % config.preview_every == 0 or is_last) and run.machine.is_main:
-        files = run.draw_previews(report.step)
-        report = replace(report, previews=tuple(files))
     if is_last:
-        return replace(report, adapter=run.finish(report.loss))
-    if report.step % config.save_every == 0:
-        return replace(report, checkpoint=run.checkpoint(report.step))
+        report = replace(report, adapter=run.finish(report.loss))
+    elif report.step % config.save_every == 0:
+        report = replace(report, checkpoint=run.checkpoint(report.step))
+    # Drawn after what was learned is safe: a preview that fails loses nothing.
+    if config.preview_every and (report.step % config.preview_every == 0 or is_last) and run.machine.is_main:
+        report = replace(report, previews=tuple(run.draw_previews(report.step)))
     return report

@@ -18,6 +18,7 @@ class Results:
     """The files of a run.
 
     OUTPUT/NAME.safetensors          the adapter
+    OUTPUT/NAME.safetensors.replaced the one before, until an overwriting run has finished
     OUTPUT/NAME.training.json        configuration, data, environment, times
     OUTPUT/checkpoints/NAME/         states to resume from
     OUTPUT/previews/NAME/            images drawn while training
@@ -25,6 +26,7 @@ class Results:
     """
 
     adapter: Path
+    replaced: Path
     record: Path
     checkpoints: Path
     previews: Path
@@ -36,6 +38,7 @@ def results_of(config: TrainConfig) -> Results:
     root, name = config.output, config.name
     return Results(
         adapter=root / f"{name}.safetensors",
+        replaced=root / f"{name}.safetensors.replaced",
         record=root / f"{name}.training.json",
         checkpoints=root / "checkpoints" / name,
         previews=root / "previews" / name,

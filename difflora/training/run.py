@@ -59,7 +59,7 @@ class Run:
         added = None
         if inputs.text.pooled is not None:
             pooled = inputs.text.pooled.to(dtype)
-            added = {"text_embeds": pooled, "time_ids": inputs.time_ids.to(device, dtype)}
+            added = {"text_embeds": pooled, "time_ids": inputs.time_ids.to(device)}
         return self.model.pipeline.unet(
             noised.noisy.to(device, dtype),
             noised.timesteps.to(device),
@@ -106,6 +106,7 @@ class Run:
             }
             write_record(self.results.record, record)
             shutil.rmtree(self.results.checkpoints, ignore_errors=True)
+            self.results.replaced.unlink(missing_ok=True)
         self.machine.accelerator.wait_for_everyone()
         return self.results.adapter if self.machine.is_main else None
 

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from difflora.errors import AlreadyTrained, CheckpointError, ConfigError, DataError, TrainingError
+from difflora.errors import (
+    AlreadyTrained,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    PromptError,
+    TrainingError,
+)
 from difflora.formats import read
 from difflora.kinds import LoRA
 from difflora.training import run as run_module
@@ -142,6 +149,43 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(small, tmp_path:
 
 def config_checkpoints(config: TrainConfig) -> list[Path]:
     return sorted((config.output / "checkpoints" / config.name).glob("step-*"))
+
+
+def test_the_newest_checkpoint_survives_a_damaged_one_of_a_later_step(small) -> None:
+    stop_after(small(), 4)
+    (config_checkpoints(small())[-1] / "optimizer.safetensors").write_bytes(b"")
+    stop_after(small(save_every=1, keep_checkpoints=1), 1)
+    assert [folder.name for folder in config_checkpoints(small())] == ["step-00000003"]
+    assert len(list(train(small()))) == 3
+
+
+def test_long_captions_in_any_order(small, four_images: Path, tmp_path: Path) -> None:
+    data = tmp_path / "tags"
+    shutil.copytree(four_images, data)
+    for number, file in enumerate(sorted(data.glob("*.txt"))):
+        file.write_text(
+            ", ".join(
+                f"a red circle {'on a blue background ' * (tag % 3)}{tag}" for tag in range(4 + 3 * number)
+            )
+        )
+    assert len(list(train(small(data=data, shuffle_tags=True, steps=12)))) == 12
+
+
+def test_an_interrupted_overwriting_run_continues_without_the_flag(small) -> None:
+    wanted = finish(small())
+    stop_after(small(overwrite=True), 3)
+    assert (small().output / "small.safetensors.replaced").read_bytes() == wanted
+    resumed = list(train(small()))
+    assert resumed[0].step == 4 and resumed[-1].adapter is not None
+    assert resumed[-1].adapter.read_bytes() == wanted
+    assert not list(small().output.glob("*.replaced"))
+
+
+def test_a_preview_that_fails_loses_nothing(small) -> None:
+    config = small(preview_every=6, preview_prompts=("a [red:blue:5]",))
+    with pytest.raises(PromptError):
+        list(train(config))
+    assert (config.output / "small.safetensors").exists()
 
 
 def test_when_every_checkpoint_is_damaged_nothing_is_overwritten(small) -> None:
