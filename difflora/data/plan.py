@@ -52,9 +52,13 @@ def share(batch: Batch, *, process: int, processes: int) -> Batch:
 
     The shares of all processes, in their order, are the batch.
     """
-    count = len(batch.items)
-    start, stop = process * count // processes, (process + 1) * count // processes
-    return replace(batch, items=batch.items[start:stop])
+    rows = share_of(len(batch.items), process=process, processes=processes)
+    return replace(batch, items=batch.items[rows.start : rows.stop])
+
+
+def share_of(count: int, *, process: int, processes: int) -> range:
+    """The rows of `count` that one process computes; see `share`."""
+    return range(process * count // processes, (process + 1) * count // processes)
 
 
 def flipped(sample: Sample, *, seed: int, epoch: int) -> bool:

@@ -10,6 +10,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
+from difflora.data.plan import share_of
 from difflora.errors import ConfigError
 from difflora.families.hardware import pick_device
 from difflora.training.config import TrainConfig
@@ -42,8 +43,7 @@ class Machine:
 
     def rows(self, count: int) -> range:
         """The rows of a global batch of `count` rows that this process computes; may be empty."""
-        rank, processes = self.accelerator.process_index, self.processes
-        return range(count * rank // processes, count * (rank + 1) // processes)
+        return share_of(count, process=self.accelerator.process_index, processes=self.processes)
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         """Sums each tensor over all processes, in place."""
