@@ -1,14 +1,14 @@
 """LoRA for Linear, 1×1 and k×k convolution layers (the latter also called LoCon)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from difflora.errors import AdapterError
-from difflora.kinds.kind import Factors, Kind
+from difflora.kinds.kind import Factors, Kind, ScaleOf
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +42,34 @@ class LoRA(Kind):
             raise AdapterError(f"down is {down} of rank {down[0]}, but up is {up} of rank {up[1]}")
         if down[0] == 0:
             raise AdapterError(f"down is {down}: rank 0 changes nothing")
+
+    @classmethod
+    def claim(cls, shapes: Mapping[str, tuple[int, ...]]) -> frozenset[str]:
+        """down and up, and their alpha."""
+        found = frozenset(shapes) & {"lora_down.weight", "lora_up.weight"}
+        return found | (frozenset(shapes) & {"alpha"}) if found else found
+
+    @classmethod
+    def from_leaves(cls, leaves: Mapping[str, Tensor], scale: ScaleOf) -> Self:
+        """See Kind.from_leaves."""
+        missing = [leaf for leaf in ("lora_down.weight", "lora_up.weight") if leaf not in leaves]
+        if missing:
+            raise AdapterError(f"{' and '.join(missing)} missing")
+        down, up = leaves["lora_down.weight"], leaves["lora_up.weight"]
+        return cls(down, up, scale(down.shape[0]))
+
+    def to_leaves(self) -> Mapping[str, Tensor]:
+        """down and up as they are, alpha = scale · rank."""
+        alpha = torch.tensor(self.scale * self.rank, dtype=torch.float32)
+        return {"lora_down.weight": self.down, "lora_up.weight": self.up, "alpha": alpha}
+
+    def times(self, weight: float) -> "LoRA":
+        """The same factors with another scale."""
+        return replace(self, scale=self.scale * weight)
+
+    def rows(self, start: int, stop: int) -> "LoRA":
+        """The rows of up."""
+        return replace(self, up=self.up[start:stop].clone())
 
     @property
     def rank(self) -> int:
