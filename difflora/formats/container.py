@@ -13,7 +13,7 @@ from torch import Tensor
 
 from difflora.errors import AdapterFileError, listing
 from difflora.files import replacing
-from difflora.formats.header import DTYPES, Header, clip, load_header, open_plain
+from difflora.formats.safe import DTYPES, Header, clip, load_header, open_plain
 
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _RANK = {code: place for place, code in enumerate(DTYPES)}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from difflora.formats.container import data_hash_of, window_of
-from difflora.formats.header import load_header, open_plain
+from difflora.formats.safe import load_header, open_plain
 
 CHUNK = 1 << 20
 LEGACY_WINDOW = (0x100000, 0x110000)

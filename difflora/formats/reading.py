@@ -16,9 +16,9 @@ from difflora.families import FAMILIES, Family
 from difflora.formats.container import load_tensors, not_finite
 from difflora.formats.detect import detect, known_modules, stranger
 from difflora.formats.format import DOWN, Format, Metadata, Part, Scale
-from difflora.formats.header import DTYPES, Header, clip, load_header, open_plain, read_header
 from difflora.formats.leaves import FOREIGN, build
 from difflora.formats.metadata import meta_of
+from difflora.formats.safe import DTYPES, Header, clip, load_header, open_plain, read_header
 from difflora.kinds import Kind
 
 MAX_FILE = 4 << 30

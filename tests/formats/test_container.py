@@ -21,7 +21,7 @@ from difflora.formats.container import (
     window_of,
     write_tensors,
 )
-from difflora.formats.header import DTYPES, read_header
+from difflora.formats.safe import DTYPES, read_header
 
 
 def every_dtype() -> dict[str, torch.Tensor]:

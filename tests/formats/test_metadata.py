@@ -9,7 +9,7 @@ import torch
 
 from difflora.adapter import Adapter, AdapterMeta
 from difflora.formats import FORMATS, read, write
-from difflora.formats.header import read_header
+from difflora.formats.safe import read_header
 from difflora.kinds import LoRA
 
 TO_K = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"

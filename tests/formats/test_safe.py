@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from difflora.errors import AdapterFileError
 from difflora.formats import inspect, read
 from difflora.formats.container import read_tensors
-from difflora.formats.header import MAX_HEADER, MAX_METADATA, MAX_TENSORS, read_header
+from difflora.formats.safe import MAX_HEADER, MAX_METADATA, MAX_TENSORS, read_header
 
 Header = dict[str, Any]
 
