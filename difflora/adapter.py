@@ -9,8 +9,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from difflora.errors import AdapterError
+from difflora.errors import AdapterError, listing
 from difflora.kinds import Kind
+
+Tokens = Mapping[str, Mapping[str, Tensor]]
+"""Word -> text encoder ("text_encoder", "text_encoder_2") -> the vectors (vectors, dim) it stands for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +38,13 @@ class Adapter:
     """Changes of named modules, and new words.
 
     `modules` maps a path such as `unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q` to the
-    kinds that change it; `tokens` maps a word to its embedding vectors (vectors, dim). Compare two adapters
-    with `same`.
+    kinds that change it; `tokens` are the words it adds to the prompt's vocabulary. Compare two adapters with
+    `same`.
     """
 
     modules: Mapping[str, tuple[Kind, ...]]
     meta: AdapterMeta = AdapterMeta()
-    tokens: Mapping[str, Tensor] = field(default_factory=dict)
+    tokens: Tokens = field(default_factory=dict)
 
     def delta(self, path: str, weight: Tensor | None = None) -> Tensor:
         """ΔW of one module in float32: the sum over its kinds; see Kind.delta for the shape.
@@ -78,7 +81,8 @@ class Adapter:
                 for leaf, tensor in sorted(kind.tensors().items()):
                     yield f"{path} {index} {kind.name} {leaf}", tensor
         for word in sorted(self.tokens):
-            yield f"token {word}", self.tokens[word]
+            for component, vectors in sorted(self.tokens[word].items()):
+                yield f"token {word} {component}", vectors
 
 
 def same(a: Adapter, b: Adapter) -> bool:
@@ -159,6 +163,38 @@ class Stack:
             if path in adapter.modules and dial.of(path) != 0.0:
                 total.add_(adapter.delta(path, weight), alpha=dial.of(path))
         return total
+
+    def tokens(self) -> Tokens:
+        """The words of every adapter whose text weight is not 0, sorted.
+
+        Their vectors are taken as they are at any such weight: a new word has no vectors in the base to lie
+        between. What dials a word is its attention in the prompt, `(word:0.7)`.
+
+        Raises AdapterError if one word has different vectors in two adapters; upper and lower case are alike,
+        as they are to CLIP.
+        """
+        dials = {adapter.data_hash: weight for adapter, weight in self.canonical()}
+        found: dict[str, tuple[str, Adapter]] = {}
+        problems = []
+        for adapter, _ in self.entries:
+            if dials[adapter.data_hash].text == 0.0:
+                continue
+            for word, vectors in adapter.tokens.items():
+                known, owner = found.setdefault(word.lower(), (word, adapter))
+                if not _same_vectors(owner.tokens[known], vectors):
+                    problems.append(f"{word!r}: in {owner.meta.name!r} and in {adapter.meta.name!r}")
+        if problems:
+            raise AdapterError(
+                f"words that two adapters of one stack mean differently:\n{listing(problems)}\n"
+                "Leave one of the adapters out, or give it a text weight of 0."
+            )
+        return {word: owner.tokens[word] for word, owner in sorted(found.values(), key=lambda item: item[0])}
+
+
+def _same_vectors(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(
+        a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a
+    )
 
 
 def as_weight(weight: float | Weight) -> Weight:

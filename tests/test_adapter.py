@@ -146,7 +146,7 @@ def test_same_compares_tensors_and_ignores_metadata() -> None:
         adapter(1, (TEXT, UNET)),
         adapter(1, dtype=torch.float16),
         adapter(1, scale=0.25),
-        Adapter(adapter(1).modules, tokens={"sks": torch.ones(1, 8)}),
+        Adapter(adapter(1).modules, tokens={"sks": {"text_encoder": torch.ones(1, 8)}}),
     ],
     ids=["factors", "fewer modules", "other paths", "dtype", "scale", "tokens"],
 )
@@ -163,16 +163,17 @@ def test_the_hash_does_not_depend_on_memory_layout() -> None:
 
 
 KNOWN = {
-    torch.float32: "e2d21366d595170a",
-    torch.float16: "36b85a2024497e67",
-    torch.bfloat16: "32fc347e9116370d",
+    torch.float32: "1012bfd25d5f7840",
+    torch.float16: "99666999f4a2a770",
+    torch.bfloat16: "139364385c0280c4",
 }
 
 
 @pytest.mark.parametrize(("dtype", "expected"), KNOWN.items(), ids=str)
 def test_the_hash_of_known_content_never_changes(dtype: torch.dtype, expected: str) -> None:
     down, up = torch.arange(8.0).reshape(2, 4), torch.arange(6.0).reshape(3, 2)
-    known = Adapter({UNET: (LoRA(down.to(dtype), up.to(dtype), 0.5),)}, tokens={"sks": torch.ones(1, 4)})
+    tokens = {"sks": {"text_encoder": torch.ones(1, 4)}}
+    known = Adapter({UNET: (LoRA(down.to(dtype), up.to(dtype), 0.5),)}, tokens=tokens)
     assert known.content_hash.startswith(expected) and len(known.content_hash) == 64
 
 
@@ -206,3 +207,32 @@ def test_paths_are_every_module_that_is_changed_once_and_sorted() -> None:
 def test_numbers_and_weights_mean_the_same() -> None:
     assert as_weight(0.7) == Weight(0.7, 0.7) == Weight(0.3, 0.3) + Weight(0.4, 0.4)
     assert as_weight(Weight(0.1, 0.2)) == Weight(0.1, 0.2)
+
+
+def token(word: str, fill: float, *, name: str, text: float = 1.0) -> tuple[Adapter, Weight]:
+    """An adapter of one word of two vectors, and its weight."""
+    tokens = {word: {"text_encoder": torch.full((2, 4), fill)}}
+    return Adapter({}, AdapterMeta(name=name), tokens), Weight(unet=1.0, text=text)
+
+
+def test_a_stack_knows_the_words_of_adapters_with_a_text_weight() -> None:
+    cat, dog, owl = (
+        token("cat", 1, name="a"),
+        token("dog", 2, name="b", text=0),
+        token("owl", 3, name="c", text=-0.5),
+    )
+    words = Stack([owl, cat, dog]).tokens()
+    assert list(words) == ["cat", "owl"]
+    assert torch.equal(words["owl"]["text_encoder"], torch.full((2, 4), 3.0)), "as they are, at any weight"
+    assert Stack([cat, (cat[0], Weight(0, -1))]).tokens() == {}, "weights that cancel are a weight of 0"
+
+
+def test_words_meant_differently_are_an_error_unless_one_is_absent() -> None:
+    one, other = token("cat", 1, name="tabby"), token("Cat", 2, name="lion")
+    with pytest.raises(AdapterError, match=r"(?s)'Cat': in 'tabby' and in 'lion'.*text weight of 0"):
+        Stack([one, other]).tokens()
+    assert list(Stack([one, (other[0], Weight(1, 0))]).tokens()) == ["cat"]
+    assert list(Stack([one, token("CAT", 1, name="copy")]).tokens()) == ["cat"]
+    larger = Adapter({}, tokens={"cat": {**one[0].tokens["cat"], "text_encoder_2": torch.ones(2, 4)}})
+    with pytest.raises(AdapterError):
+        Stack([one, (larger, 1.0)]).tokens()

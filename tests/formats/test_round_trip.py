@@ -186,7 +186,7 @@ def test_values_that_are_not_finite_never_reach_a_file(tmp_path: Path) -> None:
 def test_what_a_format_cannot_hold_is_named_in_full(tmp_path: Path) -> None:
     lora = LoRA(torch.ones(1, 2), torch.ones(2, 1), scale=1.0)
     meta = AdapterMeta("n", "sd1")
-    two = Adapter({TO_Q: (lora, lora)}, meta, tokens={"cat": torch.ones(1, 4)})
+    two = Adapter({TO_Q: (lora, lora)}, meta, tokens={"cat": {"text_encoder": torch.ones(1, 4)}})
     with pytest.raises(
         AdapterFileError, match=r"(?s)problems: 2.*'cat'.*to_q: holds lora, lora, expected one"
     ):
