@@ -1,133 +1,163 @@
-"""The stages that make the base, each of which continues where it was interrupted."""
+"""The stages that make the base from a seed, each of which continues where it was interrupted."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from train_scripts.shapes.folder import load_pipeline, publish
+import torch
+from transformers import CLIPTextModel
+
+from train_scripts.shapes.architecture import assemble, load_tokenizer, new_clip, new_unet, new_vae
+from train_scripts.shapes.clip import CLIPOptions, clip_trainee, train_clip, twins, twins_told_apart
+from train_scripts.shapes.folder import publish, publish_clip
 from train_scripts.shapes.trainee import Trainee
 from train_scripts.shapes.unet import UNetOptions, encode_scenes, preview_sheet, train_unet, unet_trainee
 from train_scripts.shapes.vae import (
     Report,
     VAEOptions,
-    decoder_trainee,
     psnr,
     random_pictures,
     reconstruction_sheet,
+    settle,
     train_vae,
+    training_pictures,
     vae_trainee,
 )
 
-Stage: TypeAlias = Literal["vae", "unet", "decoder", "install"]
-
-
-DECODER = VAEOptions(steps=1200, peak_rate=8e-4, anchor=0.0, seed=9)
+Stage: TypeAlias = Literal["clip", "vae", "unet", "install"]
 
 
 @dataclass(frozen=True, slots=True)
 class BaseOptions:
-    """Where the base begins, where training keeps its state, and how often."""
+    """Where the tokenizer lies and the base goes, where training keeps its state, and how often.
+
+    `base` and `clip_folder` are folders of the published models, `work` one of checkpoints and sheets.
+    """
 
     base: Path
+    clip_folder: Path
     work: Path
-    vae: VAEOptions
-    unet: UNetOptions
-    decoder: VAEOptions = DECODER
+    clip: CLIPOptions = field(default_factory=CLIPOptions)
+    vae: VAEOptions = field(default_factory=VAEOptions)
+    unet: UNetOptions = field(default_factory=UNetOptions)
     save_every: int = 200
-    sheet_every: int = 600
+    sheet_every: int = 1000
 
-    @property
-    def vae_checkpoint(self) -> Path:
-        return self.work / "vae.safetensors"
-
-    @property
-    def decoder_checkpoint(self) -> Path:
-        return self.work / "decoder.safetensors"
-
-    @property
-    def unet_checkpoint(self) -> Path:
-        return self.work / "unet.safetensors"
+    def checkpoint(self, stage: Stage) -> Path:
+        return self.work / f"{stage}.safetensors"
 
 
 def run_stages(stages: tuple[Stage, ...], options: BaseOptions) -> None:
-    """Run the stages in the order given; "install" writes what both trainings have learned to the base."""
+    """Run the stages in the order given; "install" writes what the trainings have learned to the base."""
     work: dict[Stage, Callable[[BaseOptions], None]] = {
+        "clip": run_clip,
         "vae": run_vae,
         "unet": run_unet,
-        "decoder": run_decoder,
         "install": install,
     }
     for stage in stages:
         work[stage](options)
 
 
+def run_clip(options: BaseOptions) -> None:
+    """Train the CLIP, and say now and then how many unseen twins it tells apart."""
+    tokenizer = load_tokenizer(options.base)
+    clip = new_clip(tokenizer, options.clip.seed)
+    trainee = _resumed(clip_trainee(clip, options.clip), options.checkpoint("clip"))
+    unseen = twins(replace(options.clip, scenes=256, seed=options.clip.seed + 1000), options.work)
+
+    def look(step: int) -> None:
+        clip.eval()
+        print(
+            f"clip {step}: tells {twins_told_apart(clip, tokenizer, unseen):.1%} of twins apart", flush=True
+        )
+        clip.train()
+
+    data = twins(options.clip, options.work)
+    _follow("clip", train_clip(clip, tokenizer, trainee, data, options.clip), trainee, look, options)
+
+
 def run_vae(options: BaseOptions) -> None:
     """Train the VAE, with sheets of reconstructions in the work folder."""
-    vae, old = load_pipeline(options.base).vae, load_pipeline(options.base).vae
-    trainee = _resumed(vae_trainee(vae, options.vae), options.vae_checkpoint)
+    vae = new_vae(options.vae.seed)
+    trainee = _resumed(vae_trainee(vae, options.vae), options.checkpoint("vae"))
     unseen = random_pictures(64, seed="unseen")
 
     def look(step: int) -> None:
         print(f"vae {step}: {psnr(vae, unseen):.2f} dB on unseen pictures", flush=True)
         reconstruction_sheet(vae, options.work / f"vae_{step:06d}.png")
 
-    _follow(train_vae(vae, trainee, old, options.vae), trainee, options.vae_checkpoint, look, options)
-
-
-def run_decoder(options: BaseOptions) -> None:
-    """Train the decoder on, on the latents that the VAE has settled on."""
-    vae = load_pipeline(options.base).vae
-    _average_into(vae_trainee(vae, options.vae), options.vae_checkpoint)
-    trainee = _resumed(decoder_trainee(vae, options.decoder), options.decoder_checkpoint)
-    unseen = random_pictures(64, seed="unseen")
-
-    def look(step: int) -> None:
-        print(f"decoder {step}: {psnr(vae, unseen):.2f} dB on unseen pictures", flush=True)
-        reconstruction_sheet(vae, options.work / f"decoder_{step:06d}.png")
-
-    reports = train_vae(vae, trainee, vae, options.decoder)
-    _follow(reports, trainee, options.decoder_checkpoint, look, options)
+    pictures = training_pictures(options.vae, options.work)
+    _follow("vae", train_vae(vae, trainee, pictures, options.vae), trainee, look, options)
 
 
 def run_unet(options: BaseOptions) -> None:
-    """Train UNet and text encoder, with sheets of the preview prompts in the work folder."""
-    pipeline = load_pipeline(options.base)
-    _average_into(vae_trainee(pipeline.vae, options.vae), options.vae_checkpoint)
+    """Train the UNet on the frozen text encoder, with sheets of the preview prompts in the work folder."""
+    pipeline = _pipeline(options, trained_clip(options))
     data = encode_scenes(pipeline, options.unet, options.work)
-    trainee = _resumed(unet_trainee(pipeline, options.unet), options.unet_checkpoint)
+    trainee = _resumed(unet_trainee(pipeline.unet, options.unet), options.checkpoint("unet"))
 
     def look(step: int) -> None:
         preview_sheet(pipeline, options.work / f"unet_{step:06d}.png")
 
-    _follow(
-        train_unet(pipeline, trainee, data, options.unet), trainee, options.unet_checkpoint, look, options
-    )
+    _follow("unet", train_unet(pipeline, trainee, data, options.unet), trainee, look, options)
 
 
 def install(options: BaseOptions) -> None:
-    """Write the base with the averaged weights of the trainings that have a checkpoint."""
-    pipeline = load_pipeline(options.base)
-    _average_into(vae_trainee(pipeline.vae, options.vae), options.vae_checkpoint)
-    _average_into(decoder_trainee(pipeline.vae, options.decoder), options.decoder_checkpoint)
-    _average_into(unet_trainee(pipeline, options.unet), options.unet_checkpoint)
+    """Write the base and its CLIP with the averaged weights of the trainings."""
+    clip = trained_clip(options)
+    pipeline = _pipeline(options, clip)
+    _average_into(unet_trainee(pipeline.unet, options.unet), options.checkpoint("unet"))
     publish(pipeline, options.base)
+    publish_clip(clip, options.clip_folder)
+
+
+def trained_clip(options: BaseOptions) -> Any:
+    """The CLIP with the averaged weights of its training."""
+    clip = new_clip(load_tokenizer(options.base), options.clip.seed)
+    _average_into(clip_trainee(clip, options.clip), options.checkpoint("clip"))
+    return clip.eval()
+
+
+def trained_vae(options: BaseOptions) -> Any:
+    """The VAE with the averaged weights of its training, and its scale."""
+    vae = new_vae(options.vae.seed)
+    _average_into(vae_trainee(vae, options.vae), options.checkpoint("vae"))
+    vae.to(memory_format=torch.contiguous_format)
+    settle(vae, seed=options.vae.seed)
+    return vae
+
+
+def _pipeline(options: BaseOptions, clip: Any) -> Any:
+    """What is trained of the base so far, and a UNet with the weights that it begins from."""
+    text_encoder = CLIPTextModel(clip.config.text_config)
+    text_encoder.load_state_dict(clip.text_model.state_dict())
+    return assemble(
+        vae=trained_vae(options),
+        text_encoder=text_encoder.eval(),
+        tokenizer=load_tokenizer(options.base),
+        unet=new_unet(options.unet.seed),
+    )
 
 
 def _follow(
-    reports: Iterator[Report], trainee: Trainee, file: Path, look: Callable[[int], None], options: BaseOptions
+    stage: Stage,
+    reports: Iterator[Report],
+    trainee: Trainee,
+    look: Callable[[int], None],
+    options: BaseOptions,
 ) -> None:
     """Run a training to its end: print its loss, save, and look at the averaged state now and then."""
+    file = options.checkpoint(stage)
     losses: list[float] = []
     start = monotonic()
     for report in reports:
         losses.append(report.loss)
         if report.step % 50 == 0:
             each = (monotonic() - start) / len(losses)
-            print(
-                f"{file.stem} {report.step}: loss {sum(losses[-50:]) / 50:.4f}, {each:.2f} s/step", flush=True
-            )
+            print(f"{stage} {report.step}: loss {sum(losses[-50:]) / 50:.4f}, {each:.2f} s/step", flush=True)
         if report.step % options.save_every == 0:
             trainee.save(file)
         if report.step % options.sheet_every == 0:
@@ -146,6 +176,11 @@ def _resumed(trainee: Trainee, file: Path) -> Trainee:
 
 
 def _average_into(trainee: Trainee, file: Path) -> None:
-    if file.exists():
-        trainee.load(file)
-        trainee.adopt_average()
+    """Give a model the averaged weights of `file`.
+
+    Raises FileNotFoundError naming the stage that has to run before.
+    """
+    if not file.exists():
+        raise FileNotFoundError(f"{file}: not trained yet. Run the stage '{file.stem}' first.")
+    trainee.load(file)
+    trainee.adopt_average()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
+from transformers import CLIPImageProcessor
 
 PRIVATE_KEYS = ("_name_or_path", "is_local", "local_files_only")
 TEXT_LEVEL = "text_model."
@@ -28,7 +29,6 @@ def publish(pipeline: Any, folder: Path) -> None:
     `vocab.json` and `merges.txt`: transformers 4 and every older tool expect both. No config names the
     folder that the weights came from.
     """
-    _settle_posterior(pipeline.vae)
     for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         module.to(torch.float16)
     pipeline.save_pretrained(folder)
@@ -40,16 +40,20 @@ def publish(pipeline: Any, folder: Path) -> None:
         _drop_private_keys(config)
 
 
-@torch.no_grad()
-def _settle_posterior(vae: Any) -> None:
-    """Give every latent a log-variance of −10.
-
-    The VAE is trained on means, which leaves its variance head as it was drawn; trainers that sample the
-    posterior, as Stable Diffusion's do, would learn from noise.
-    """
-    channels = vae.config["latent_channels"]
-    vae.quant_conv.weight[channels:] = 0
-    vae.quant_conv.bias[channels:] = -10
+def publish_clip(clip: Any, folder: Path) -> None:
+    """Write `clip` to `folder` as float16 safetensors, with the processor of its images."""
+    clip.to(torch.float16)
+    clip.save_pretrained(folder)
+    clip.to(torch.float32)
+    edge = clip.config.vision_config.image_size
+    CLIPImageProcessor(
+        size={"height": edge, "width": edge},
+        do_center_crop=False,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    ).save_pretrained(folder)
+    for config in sorted(folder.glob("*.json")):
+        _drop_private_keys(config)
 
 
 def _restore_text_level(file: Path) -> None:

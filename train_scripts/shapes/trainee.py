@@ -85,6 +85,7 @@ class Trainee:
         save_file({name: t.contiguous() for name, t in tensors.items()}, partial, {"step": str(self.step)})
         os.replace(partial, file)
 
+    @torch.no_grad()
     def load(self, file: Path) -> None:
         """Continue from `file`, as written by `save`.
 
@@ -104,14 +105,15 @@ class Trainee:
         for name, parameter in self.parameters.items():
             self.optimizer.state[parameter] = {
                 "step": torch.tensor(float(self.step)),
-                **{key: tensors[f"{key}.{name}"] for key in MOMENTS},
+                # In the parameter's own memory layout: the fused AdamW walks both in the order of memory.
+                **{key: torch.empty_like(parameter).copy_(tensors[f"{key}.{name}"]) for key in MOMENTS},
             }
 
+    @torch.no_grad()
     def fill(self, values: Mapping[str, Tensor]) -> None:
         """Set every parameter to its value by name."""
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(values[name])
+        for name, parameter in self.parameters.items():
+            parameter.copy_(values[name])
 
 
 def named(module: nn.Module, prefix: str) -> dict[str, nn.Parameter]:

@@ -1,4 +1,4 @@
-"""UNet and text encoder trained on with v-prediction down to zero terminal signal.
+"""The UNet, trained from nothing on a frozen text encoder, with v-prediction down to zero terminal signal.
 
 Zero terminal SNR is essential here: with any signal left in the last timestep, the mean colour of a flat
 scene can be read from the noised latent, and the network never learns to take colours from the prompt.
@@ -17,14 +17,16 @@ from diffusers import DDPMScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from train_scripts.shapes.architecture import EDGE
+from train_scripts.shapes.captions import heard, photo_of_something, tokenize
 from train_scripts.shapes.pictures import sheet, to_tensor
 from train_scripts.shapes.trainee import Rate, Trainee, generator, named
-from train_scripts.shapes.vae import EDGE, Report
+from train_scripts.shapes.vae import Report
 from train_scripts.shapes.world import Odds, Scene, random_scene
 
 HARDER = Odds(pair=0.5, small=0.4, large=0.25, favoured=("heart", "star", "diamond", "triangle"), favour=1.6)
 CAPTION_DROPOUT = 0.1
-UNKNOWN_WORDS = 0.35
+PHOTO_OF_SOMETHING = 0.08
 SNR_CAP = 5.0
 ENCODE_BATCH = 32
 PREVIEW_PROMPTS = (
@@ -51,19 +53,19 @@ PREVIEW_PROMPTS = (
 class UNetOptions:
     """How the UNet is trained; `steps` is the whole length, of which a resumed run makes the rest."""
 
-    steps: int = 6000
+    steps: int = 16000
     batch: int = 32
-    scenes: int = 16000
-    peak_rate: float = 5e-4
+    scenes: int = 24000
+    peak_rate: float = 8e-4
     seed: int = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Latents:
-    """Encoded scenes: `latents` (N, 4, 16, 16) as the UNet sees them, `tokens` (N, 32) of their captions."""
+    """Encoded scenes: `latents` (N, 4, 16, 16) as the UNet sees them."""
 
+    scenes: list[Scene]
     latents: Tensor
-    tokens: Tensor
 
 
 def training_scenes(count: int, *, seed: int) -> list[Scene]:
@@ -74,49 +76,14 @@ def training_scenes(count: int, *, seed: int) -> list[Scene]:
     return [next(kept) for _ in range(count)]
 
 
-def caption_heard(scene: Scene, rng: random.Random) -> str:
-    """The scene's caption, at times with words that mean nothing: "..., molatu style", "a photo of ...".
-
-    A base that never heard such words takes them for colours, and an adapter's trigger spoils the picture
-    before anything was learned.
-    """
-    if rng.random() >= UNKNOWN_WORDS:
-        return scene.caption
-    if rng.random() < 0.25:
-        return f"a photo of {_unknown_word(rng)} {_unknown_word(rng)} on a {scene.background} background"
-    endings = [f", {_unknown_word(rng)} style" for _ in range(rng.choice((1, 1, 2)))]
-    return scene.caption + "".join(endings)
-
-
-def _unknown_word(rng: random.Random) -> str:
-    """A word of one to three syllables, or a few letters."""
-    if rng.random() < 0.2:
-        return "".join(rng.choice("bcdfghjklmnpqrstvwxz") for _ in range(3))
-    return "".join(
-        rng.choice("bdfghklmnprstv") + rng.choice("aeiou") + rng.choice(("", "l", "n", "s", "t", "r"))
-        for _ in range(rng.choice((1, 2, 2, 3)))
-    )
-
-
 def encode_scenes(pipeline: Any, options: UNetOptions, cache: Path) -> Latents:
     """The scenes of `options`, encoded; from the folder `cache` when it has them for this encoder."""
     scenes = training_scenes(options.scenes, seed=options.seed)
-    rng = random.Random(f"{options.seed} captions")
-    tokens = tokenize(pipeline, [caption_heard(scene, rng) for scene in scenes])
     file = cache / f"latents-{_fingerprint(pipeline.vae.encoder, scenes)}.safetensors"
     if not file.exists():
         cache.mkdir(parents=True, exist_ok=True)
         save_file({"latents": _encode(pipeline.vae, scenes)}, file)
-    return Latents(load_file(file)["latents"], tokens)
-
-
-def tokenize(pipeline: Any, prompts: list[str]) -> Tensor:
-    """Token ids (N, length), each prompt padded to the tokenizer's whole length."""
-    tokenizer = pipeline.tokenizer
-    length = tokenizer.model_max_length
-    return tokenizer(
-        prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    ).input_ids
+    return Latents(scenes, load_file(file)["latents"])
 
 
 @torch.no_grad()
@@ -137,43 +104,44 @@ def _fingerprint(encoder: torch.nn.Module, scenes: list[Scene]) -> str:
     return digest.hexdigest()[:12]
 
 
-def unet_trainee(pipeline: Any, options: UNetOptions) -> Trainee:
-    """The parameters of UNet and text encoder ready to train."""
-    parameters = named(pipeline.unet, "unet") | named(pipeline.text_encoder, "text_encoder")
-    return Trainee(parameters, rate=Rate(options.peak_rate, options.steps), decay=0.998)
+def unet_trainee(unet: Any, options: UNetOptions) -> Trainee:
+    """The parameters of the UNet, ready to train."""
+    return Trainee(named(unet, "unet"), rate=Rate(options.peak_rate, options.steps, warmup=200), decay=0.9985)
 
 
 def train_unet(pipeline: Any, trainee: Trainee, data: Latents, options: UNetOptions) -> Iterator[Report]:
-    """Train `pipeline.unet` and `pipeline.text_encoder` in place until `options.steps` are made."""
+    """Train `pipeline.unet` in place until `options.steps` are made; the text encoder stays as it is."""
     noising = DDPMScheduler.from_config(pipeline.scheduler.config)
-    no_caption = tokenize(pipeline, [""])
+    pipeline.text_encoder.requires_grad_(False).eval()
     while trainee.step < options.steps:
         pipeline.unet.train()
-        pipeline.text_encoder.train()
-        loss = _loss(
-            pipeline, noising, data, no_caption, options.batch, generator(options.seed, trainee.step)
-        )
+        random_numbers = generator(options.seed, trainee.step)
+        rows = torch.randint(len(data.latents), (options.batch,), generator=random_numbers)
+        rng = random.Random(f"{options.seed} {trainee.step}")
+        captions = [_caption(data.scenes[row], rng) for row in rows.tolist()]
+        loss = _loss(pipeline, noising, data.latents[rows], captions, random_numbers)
         trainee.update(loss)
         yield Report(trainee.step, loss.item())
 
 
+def _caption(scene: Scene, rng: random.Random) -> str:
+    """What the UNet hears of a scene: nothing at times, for guidance to have something to move away from."""
+    sort = rng.random()
+    if sort < CAPTION_DROPOUT:
+        return ""
+    if sort < CAPTION_DROPOUT + PHOTO_OF_SOMETHING:
+        return photo_of_something(scene, rng)
+    return heard(scene, rng)
+
+
 def _loss(
-    pipeline: Any,
-    noising: Any,
-    data: Latents,
-    no_caption: Tensor,
-    batch: int,
-    random_numbers: torch.Generator,
+    pipeline: Any, noising: Any, latents: Tensor, captions: list[str], random_numbers: torch.Generator
 ) -> Tensor:
-    rows = torch.randint(len(data.latents), (batch,), generator=random_numbers)
-    latents, tokens = data.latents[rows], data.tokens[rows]
-    dropped = torch.rand(batch, 1, generator=random_numbers) < CAPTION_DROPOUT
-    tokens = torch.where(dropped, no_caption, tokens)
     noise = torch.randn(latents.shape, generator=random_numbers)
-    timesteps = _spread_timesteps(batch, noising.config.num_train_timesteps, random_numbers)
+    timesteps = _spread_timesteps(len(latents), noising.config.num_train_timesteps, random_numbers)
     noisy = noising.add_noise(latents, noise, timesteps)
     with torch.autocast("cpu", torch.bfloat16):
-        text = pipeline.text_encoder(tokens).last_hidden_state
+        text = pipeline.text_encoder(tokenize(pipeline.tokenizer, captions)).last_hidden_state
         predicted = pipeline.unet(noisy, timesteps, text).sample
     error = (predicted.float() - noising.get_velocity(latents, noise, timesteps)).pow(2).mean(dim=(1, 2, 3))
     return (error * min_snr_weight(noising.alphas_cumprod[timesteps])).mean()
@@ -199,7 +167,6 @@ def min_snr_weight(alphas_cumprod: Tensor) -> Tensor:
 def preview_sheet(pipeline: Any, file: Path) -> None:
     """Write a sheet of the preview prompts, two seeds each, as the base draws them now."""
     pipeline.unet.eval()
-    pipeline.text_encoder.eval()
     images = pipeline(
         list(PREVIEW_PROMPTS) * 2,
         num_inference_steps=25,

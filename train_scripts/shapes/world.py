@@ -160,7 +160,7 @@ EVEN = Odds()
 def random_scene(rng: random.Random, odds: Odds = EVEN) -> Scene:
     """A scene drawn from the world; the same state of `rng` gives the same scene."""
     background = rng.choice(list(COLOURS))
-    tinted = _tint(rng, background)
+    tinted = tint(rng, background)
     if rng.random() < odds.pair:
         relation = rng.choice(list(RELATIONS))
         return Scene(background, tinted, _pair(rng, odds, background, relation), relation)
@@ -177,7 +177,7 @@ def _single(rng: random.Random, odds: Odds, background: str) -> Thing:
     else:
         size, low, high = "", 0.24, 0.32
     x, y = 0.5 + rng.uniform(-0.1, 0.1), 0.5 + rng.uniform(-0.1, 0.1)
-    return Thing(shape, colour, x, y, rng.uniform(low, high), _tint(rng, colour), size)
+    return Thing(shape, colour, x, y, rng.uniform(low, high), tint(rng, colour), size)
 
 
 def _pair(rng: random.Random, odds: Odds, background: str, relation: str) -> tuple[Thing, Thing]:
@@ -193,7 +193,7 @@ def _one_of_pair(rng: random.Random, odds: Odds, background: str, side: Point) -
     drift = rng.uniform(-0.08, 0.08)
     x = 0.5 + PAIR_DISTANCE * side[0] + (0.0 if side[0] else drift)
     y = 0.5 + PAIR_DISTANCE * side[1] + (0.0 if side[1] else drift)
-    return Thing(shape, colour, x, y, PAIR_RADIUS, _tint(rng, colour))
+    return Thing(shape, colour, x, y, PAIR_RADIUS, tint(rng, colour))
 
 
 def _shape_and_colour(rng: random.Random, odds: Odds, background: str) -> tuple[str, str]:
@@ -202,6 +202,6 @@ def _shape_and_colour(rng: random.Random, odds: Odds, background: str) -> tuple[
     return shape, rng.choice([colour for colour in COLOURS if colour != background])
 
 
-def _tint(rng: random.Random, colour: str) -> RGB:
+def tint(rng: random.Random, colour: str) -> RGB:
     red, green, blue = (min(255, max(0, value + rng.randint(-TINT, TINT))) for value in COLOURS[colour])
     return red, green, blue
