@@ -82,7 +82,16 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 def open_plain(path: str | os.PathLike[str]) -> BinaryIO:
-    """`path` opened for reading. Raises AdapterFileError if it is no plain file or cannot be opened."""
+    """`path` opened for reading. Raises AdapterFileError if it is no plain file, cannot be opened, or has the
+    ending of a pickle."""
+    if Path(path).suffix.lower() in PICKLE_SUFFIXES:
+        open_any(path).close()
+        raise AdapterFileError(_pickle_message(str(path)))
+    return open_any(path)
+
+
+def open_any(path: str | os.PathLike[str]) -> BinaryIO:
+    """`open_plain` for a file that may be a pickle."""
     where = Path(path)
     try:
         mode = where.stat().st_mode
@@ -90,8 +99,6 @@ def open_plain(path: str | os.PathLike[str]) -> BinaryIO:
             raise AdapterFileError(f"{where}: is a folder; name the .safetensors file inside it")
         if not stat.S_ISREG(mode):  # a FIFO would block for ever when opened
             raise AdapterFileError(f"{where}: is not a plain file")
-        if where.suffix.lower() in PICKLE_SUFFIXES:
-            raise AdapterFileError(_pickle_message(str(where)))
         return open(where, "rb")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else error
@@ -128,7 +135,8 @@ def _plausible(start: bytes, size: int) -> bool:
 def _pickle_message(where: str) -> str:
     return (
         f"{where}: is a Python pickle, which can run any code when it is loaded, so it is not opened. "
-        "Expected a .safetensors file; convert it with a tool you trust on a machine you can lose"
+        "Expected a .safetensors file; to take out its tensors alone, in a process of its own, run: "
+        f'difflora convert "{where}"'
     )
 
 
