@@ -63,7 +63,7 @@ def test_live_equals_merged_equals_weights_plus_delta(model: Model) -> None:
     with applied(model, stack, mode="merged"):
         merged = output(model)
         weight = model.module(UNET).weight
-        pristine = model.pristine[UNET]
+        pristine = model.pristine[f"{UNET}.weight"]
         wanted = pristine + 0.7 * stack.entries[0][0].delta(UNET) - 0.4 * stack.entries[1][0].delta(UNET)
         assert torch.allclose(weight, wanted, atol=1e-6)
     with applied(model, stack, mode="live"):

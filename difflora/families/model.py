@@ -58,8 +58,8 @@ class Model:
     """A base model in memory: a diffusers pipeline, its family, and look-ups by path.
 
     `device` is where it computes, also under CPU offload, where the weights rest elsewhere. `dtype` is that
-    of the UNet's weights; the VAE may be kept in another. `pristine` holds the weights that a merged stack
-    has overwritten.
+    of the UNet's weights; the VAE may be kept in another. `pristine` holds what a merged stack has
+    overwritten, by parameter path (`unet.conv_in.weight`, `unet.conv_in.bias`).
     """
 
     def __init__(
