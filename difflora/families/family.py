@@ -2,21 +2,28 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from difflora.families.sgm import sgm_names
+from difflora.families.spellings import NAMINGS, Naming, Slice, Slices
 
 ASSETS = Path(__file__).parent / "assets"
 """Component configs and module paths of the real models, one folder a variant, and CLIP's vocabulary."""
 
 _TEXT_LEVEL = "text_model."
 
-
-Naming = Literal["sgm", "clip", "open_clip"]
+# Text modules that have the level already, or are none of CLIP's text model; T5 has no such level.
+_NOT_BARE = (
+    _TEXT_LEVEL,
+    "text_projection",
+    "shared",
+    "encoder.block.",
+    "encoder.embed_tokens",
+    "encoder.final_layer_norm",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +38,9 @@ class Original:
 class Component:
     """A part of a base model that adapters change, under its name in the diffusers pipeline.
 
-    Flattened names of kohya files are written with `kohya_prefix`; `kohya_aliases` are read as well. A
-    single-file checkpoint has the component in one of the `originals`.
+    Flattened names of kohya files are written with `kohya_prefix`; `kohya_aliases` are read as well, and
+    stand for the beginnings of dotted names too. A single-file checkpoint has the component in one of the
+    `originals`.
     """
 
     name: str
@@ -40,6 +48,26 @@ class Component:
     is_text: bool
     originals: tuple[Original, ...]
     kohya_aliases: tuple[str, ...] = ()
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """Everything that a module's name may begin with, flattened; "" for names without a component."""
+        if self.is_text:
+            return (self.kohya_prefix, self.name, *self.kohya_aliases)
+        return (self.kohya_prefix, self.name, f"lora_{self.name}", *_OF_THE_DENOISER, *self.kohya_aliases)
+
+
+# kohya's OFT, LyCORIS on its own, ComfyUI's own names, whole checkpoints, and files of one model alone.
+_OF_THE_DENOISER = ("oft_unet", "lycoris", "diffusion_model", "model_diffusion_model", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Special:
+    """An original module that holds `slices` where it has `rows` rows, and otherwise what its name says."""
+
+    original: str
+    rows: int
+    slices: Slices
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +91,9 @@ class Family:
     `variants` name folders of component configs in `assets/`, each with a table of module paths; `marker` is
     a tensor that only single-file checkpoints of this family have. `vae_overflows`: whether its VAE needs
     more range than float16 has, unless the VAE's own config denies it (`force_upcast`). `gpu_dtype` is the
-    usual number format of the others on a GPU.
+    usual number format of the others on a GPU. `kohya_uses_originals`: whether kohya files name the modules
+    of the denoiser as original checkpoints do. `loads`: whether bases of this family can be loaded; of the
+    others difflora handles adapter files only.
     """
 
     name: str
@@ -73,38 +103,66 @@ class Family:
     pipeline_class: str
     text: TextSpec
     marker: str
-    kohya_uses_sgm: bool
+    kohya_uses_originals: bool
     vae_overflows: bool
     gpu_dtype: Literal["float16", "bfloat16"]
+    specials: tuple[Special, ...] = ()
+    loads: bool = True
 
     @cached_property
     def paths(self) -> frozenset[str]:
         """Every parametrised module path of any variant: projections, convolutions, norms and embeddings."""
         return frozenset(path for variant in self.variants for path in path_table(variant))
 
-    @cached_property
-    def sgm_paths(self) -> Mapping[str, str]:
-        """UNet path -> the same module's dotted name in original (SGM) checkpoints, without a prefix."""
-        inner = {path.removeprefix("unet."): path for path in self.paths if path.startswith("unet.")}
-        return MappingProxyType({inner[name]: sgm for name, sgm in sgm_names(inner).items()})
+    def slices(self, name: str, *, rows: int | None = None) -> Slices:
+        """What the rows of a module are, by its name in a file, whole; () if the family has no such module.
+
+        Takes flattened and dotted names with any known prefix; `rows` is the number of the module's output
+        rows, which a few names need. Look-ups only: "_" is ambiguous, so no name is taken apart.
+        """
+        flat = name.replace(".", "_")
+        if rows is not None and (flat, rows) in self._special:
+            return self._special[flat, rows]
+        return self._spellings.get(flat, ())
+
+    def paths_of(self, name: str) -> tuple[str, ...]:
+        """The paths that a module stands for, by its name in a file; () if the family has no such module."""
+        return tuple(dict.fromkeys(one.path for one in self.slices(name)))
 
     @cached_property
     def kohya_names(self) -> Mapping[str, str]:
-        """Accepted flattened name (a key up to its first dot) -> path. For look-ups only: "_" is ambiguous.
-
-        Takes diffusers and SGM names of UNet modules, and text names with and without `text_model`.
-        """
+        """Accepted flattened name -> path, of every name that is one whole module."""
         return MappingProxyType(
-            {spelling: path for path in sorted(self.paths) for spelling in self._spellings(path)}
+            {name: slices[0].path for name, slices in self._spellings.items() if slices[0].is_whole}
+        )
+
+    @cached_property
+    def fused(self) -> Mapping[str, Slices]:
+        """Accepted flattened name -> what it holds, of every name that is not one whole module."""
+        return MappingProxyType(
+            {name: slices for name, slices in self._spellings.items() if not slices[0].is_whole}
         )
 
     def kohya_name(self, path: str) -> str:
-        """The one flattened name that is written for `path`. Raises KeyError if there is no such path."""
+        """The flattened name under which `path` alone is written. Raises KeyError if there is no such path.
+
+        A module that kohya files hold only as part of another, or with its halves swapped, has the name that
+        OneTrainer writes and ComfyUI reads: `lora_transformer_` and its own.
+        """
+        name, slices = self.kohya_group(path)
+        if slices[0].is_whole:
+            return name
+        return _flatten(f"lora_{self.component(path).name}", _inner(path))
+
+    def kohya_group(self, path: str, *, rows: int | None = None) -> tuple[str, Slices]:
+        """The module of a kohya file that holds `path`: its flattened name, and what its rows are.
+
+        `rows` is the number of output rows of `path`. Raises KeyError if there is no such path.
+        """
         if path not in self.paths:
             raise KeyError(path)
-        part = self.component(path)
-        dotted = self.sgm_paths[path] if self.kohya_uses_sgm and not part.is_text else _inner(path)
-        return _flatten(part.kohya_prefix, dotted)
+        name = self._written[path]
+        return name, self._special.get((name, rows or 0), self._spellings[name])
 
     def component(self, path: str) -> Component:
         """The component that `path` belongs to. Raises KeyError if the family has none of that name."""
@@ -114,13 +172,50 @@ class Family:
                 return part
         raise KeyError(name)
 
-    def _spellings(self, path: str) -> Iterator[str]:
-        part = self.component(path)
-        dotted = {_inner(path), _inner(path).removeprefix(_TEXT_LEVEL)}
-        if not part.is_text:
-            dotted.add(self.sgm_paths[path])
-        for prefix in (part.kohya_prefix, *part.kohya_aliases):
-            yield from (_flatten(prefix, name) for name in dotted)
+    @cached_property
+    def _spellings(self) -> Mapping[str, Slices]:
+        return MappingProxyType(dict(self._pairs()))
+
+    def _pairs(self) -> Iterator[tuple[str, Slices]]:
+        """Every accepted flattened name and what it holds; of two with one name the later counts."""
+        for part in self.components:
+            for dotted, slices in self._dotted(part):
+                yield from ((_flatten(prefix, dotted), slices) for prefix in part.prefixes)
+
+    @cached_property
+    def _special(self) -> Mapping[tuple[str, int], Slices]:
+        (denoiser,) = (part for part in self.components if not part.is_text)
+        return MappingProxyType(
+            {
+                (_flatten(prefix, one.original), one.rows): _within(denoiser.name, one.slices)
+                for one in self.specials
+                for prefix in denoiser.prefixes
+            }
+        )
+
+    @cached_property
+    def _written(self) -> Mapping[str, str]:
+        """Path -> the flattened name of the module of a kohya file that holds it."""
+        names: dict[str, str] = {}
+        for part in self.components:
+            inner = [_inner(path) for path in self.paths if path.startswith(f"{part.name}.")]
+            originals = not part.is_text and self.kohya_uses_originals
+            written = NAMINGS[part.originals[0].naming](inner) if originals else NAMINGS["clip"](inner)
+            for dotted, slices in written.items():
+                for one in slices:
+                    # The first name that a naming gives to rows is the one that is written.
+                    names.setdefault(f"{part.name}.{one.path}", _flatten(part.kohya_prefix, dotted))
+        return MappingProxyType(names)
+
+    def _dotted(self, part: Component) -> Iterator[tuple[str, Slices]]:
+        """Every dotted name of a module of a component, without a prefix, and what it holds."""
+        inner = sorted(_inner(path) for path in self.paths if path.startswith(f"{part.name}."))
+        for original in part.originals:
+            for name, slices in NAMINGS[original.naming](inner).items():
+                yield name, _within(part.name, slices)
+        for name in inner:
+            whole = (Slice(f"{part.name}.{name}"),)
+            yield from ((name.removeprefix(_TEXT_LEVEL), whole), (name, whole))
 
 
 def path_table(variant: str) -> tuple[str, ...]:
@@ -136,10 +231,11 @@ def canonical_names(names: Iterable[str], component: str) -> dict[str, str]:
     """
     if not component.startswith("text_encoder"):
         return {name: name for name in names}
-    return {
-        name: name if name.startswith((_TEXT_LEVEL, "text_projection")) else _TEXT_LEVEL + name
-        for name in names
-    }
+    return {name: name if name.startswith(_NOT_BARE) else _TEXT_LEVEL + name for name in names}
+
+
+def _within(component: str, slices: Slices) -> Slices:
+    return tuple(replace(one, path=f"{component}.{one.path}") for one in slices)
 
 
 def _inner(path: str) -> str:
@@ -147,7 +243,8 @@ def _inner(path: str) -> str:
 
 
 def _flatten(prefix: str, dotted: str) -> str:
-    return f"{prefix}_{dotted.replace('.', '_')}"
+    flat = dotted.replace(".", "_")
+    return f"{prefix}_{flat}" if prefix else flat
 
 
 def variant_folder(variant: str, prediction_type: str) -> Path:

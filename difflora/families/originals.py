@@ -6,9 +6,9 @@ These maps only check a file. It is read by diffusers, which has maps of its own
 import re
 from collections.abc import Callable, Mapping
 
-from difflora.families.family import Naming
 from difflora.families.headers import Shapes
 from difflora.families.sgm import sgm_names
+from difflora.families.spellings import Naming
 
 VAE_PREFIXES = ("first_stage_model.", "vae.")
 

@@ -23,7 +23,7 @@ SD1 = Family(
     # The layer that SD 2.x leaves out is not in its files at all, so the last one there is is taken.
     text=TextSpec(default_skip=0, final_norm=True, pooled_from=None),
     marker="model.diffusion_model.input_blocks.11.0.in_layers.0.weight",
-    kohya_uses_sgm=False,
+    kohya_uses_originals=False,
     vae_overflows=False,
     gpu_dtype="float16",
 )

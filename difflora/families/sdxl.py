@@ -25,7 +25,7 @@ SDXL = Family(
     text=TextSpec(default_skip=1, final_norm=False, pooled_from="text_encoder_2"),
     marker="conditioner.embedders.1.model.positional_embedding",
     # A1111 finds SDXL modules under these names only.
-    kohya_uses_sgm=True,
+    kohya_uses_originals=True,
     vae_overflows=True,
     gpu_dtype="bfloat16",
 )

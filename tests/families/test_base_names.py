@@ -19,6 +19,7 @@ from difflora.families.family import ASSETS, canonical_names, path_table
 from difflora.families.model import Model
 from difflora.families.originals import original_shapes, original_vae_shapes
 from difflora.families.skeleton import skeleton
+from difflora.families.spellings import Slices
 
 SD1, SDXL = family("sd1"), family("sdxl")
 VARIANTS = [(member, variant) for member in FAMILIES for variant in member.variants]
@@ -93,12 +94,11 @@ def test_kohya_names_the_788_layers_of_sdxl_as_sgm_does() -> None:
 
 @pytest.mark.parametrize("member", FAMILIES, ids=lambda member: member.name)
 def test_no_two_paths_share_a_spelling(member: Family) -> None:
-    owners: dict[str, set[str]] = {}
-    for path in member.paths:
-        for spelling in member._spellings(path):
-            owners.setdefault(spelling, set()).add(path)
-    assert {spelling: paths for spelling, paths in owners.items() if len(paths) > 1} == {}
-    assert set(owners) == set(member.kohya_names)
+    meanings: dict[str, set[Slices]] = {}
+    for spelling, slices in member._pairs():
+        meanings.setdefault(spelling, set()).add(slices)
+    assert {spelling: found for spelling, found in meanings.items() if len(found) > 1} == {}
+    assert set(meanings) == {*member.kohya_names, *member.fused}
 
 
 @pytest.mark.parametrize("member", FAMILIES, ids=lambda member: member.name)
