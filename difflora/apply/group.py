@@ -1,0 +1,215 @@
+"""Live weights of modules alike: written in place while the same adapters are in use, laid out anew when one
+comes or goes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from difflora.apply.attach import Forward
+from difflora.apply.bundle import Bundle
+from difflora.apply.forms import (
+    Affine,
+    Beside,
+    ConvPair,
+    Effective,
+    ImageParts,
+    LinearPair,
+    Output,
+    PerImage,
+)
+from difflora.apply.layers import Layer
+
+Dials = Mapping[str, float]
+"""The weight of each adapter, by its data hash."""
+
+
+class Slot:
+    """Stands in for a layer's forward; what it computes changes with the weights."""
+
+    def __init__(self, layer: Layer) -> None:
+        self.layer = layer
+        self.form: Forward = layer.base
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.form(x)
+
+
+class Group:
+    """The slots of modules alike, and the memory that their weights are written into."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.slots = [Slot(layer) for layer in bundle.layers]
+        self._active: frozenset[str] | None = None
+        self._mixed: Mixed | None = None
+
+    @torch.no_grad()
+    def set(self, dials: Dials) -> None:
+        """One weight an adapter, for all rows. Adapters at 0 are left out: 0 equals absent bit for bit."""
+        active = frozenset(key for key in self.bundle.keys if dials[key] != 0)
+        if self._active != active:
+            self._active = active
+            self._mixed = _mixed(self.bundle.only(active)) if active else None
+            for index, slot in enumerate(self.slots):
+                slot.form = slot.layer.base if self._mixed is None else self._mixed.form(index)
+        if self._mixed is not None:
+            self._mixed.write(dials)
+
+    @torch.no_grad()
+    def set_rows(self, rows: Sequence[Dials]) -> None:
+        """One set of weights an image."""
+        self._active = self._mixed = None
+        active = frozenset(key for key in self.bundle.keys if any(dials[key] != 0 for dials in rows))
+        chosen = self.bundle.only(active)
+        for index, slot in enumerate(self.slots):
+            slot.form = PerImage(slot.layer, _image_parts(chosen, index, rows)) if active else slot.layer.base
+
+
+class Mixed(ABC):
+    """A bundle under weights that are the same for all rows."""
+
+    @abstractmethod
+    def write(self, dials: Dials) -> None:
+        """Takes these weights, in place."""
+
+    @abstractmethod
+    def form(self, index: int) -> Forward:
+        """What the module of that index runs; it sees every later `write`."""
+
+
+def _mixed(bundle: Bundle) -> Mixed:
+    return MixedWeight(bundle) if bundle.prefers_dense else MixedPair(bundle)
+
+
+class MixedPair(Mixed):
+    """Two products with the concatenated factors, the weights folded into up; gains and biases beside."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.up = torch.empty_like(bundle.pairs.up)
+        layer = bundle.layers[0]
+        shape = (len(bundle.layers), bundle.up_shape[0], *([] if layer.channels_last else [1, 1]))
+        has_shift = bundle.biases.keys or (bundle.gains.keys and layer.bias is not None)
+        self.gain = layer.weight.new_empty(shape) if bundle.gains.keys else None
+        self.shift = layer.weight.new_empty(shape) if has_shift else None
+
+    def write(self, dials: Dials) -> None:
+        bundle = self.bundle
+        if bundle.pairs.keys:
+            bundle.pairs.write(dials, self.up)
+        gain, shift = _affine(bundle, dials)
+        for kept, new in ((self.gain, gain), (self.shift, shift)):
+            if kept is not None and new is not None:
+                kept.copy_(new.view(kept.shape))
+
+    def form(self, index: int) -> Forward:
+        layer, pairs = self.bundle.layers[index], self.bundle.pairs
+        gain = None if self.gain is None else self.gain[index]
+        shift = None if self.shift is None else self.shift[index]
+        affine = Affine(gain, shift)
+        if not pairs.keys:
+            return Output(layer, affine)
+        of_type = LinearPair if layer.channels_last else ConvPair
+        return of_type(layer, pairs.down[index], self.up[index], affine)
+
+
+class MixedWeight(Mixed):
+    """One product with ΔW; in float32 with W0 + ΔW instead of W0, which costs nothing.
+
+    In half precision W0 + ΔW would lose what of ΔW is smaller than the rounding of W0, so the two stay apart,
+    as they do where something else is attached already.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        first = bundle.layers[0]
+        self.effective = first.plain and first.weight.dtype == torch.float32
+        self.weights = first.weight.new_empty(len(bundle.layers), *first.weight.shape)
+        has_shift = bundle.biases.keys or (self.effective and first.bias is not None)
+        self.shift = first.weight.new_empty(len(bundle.layers), bundle.up_shape[0]) if has_shift else None
+
+    def write(self, dials: Dials) -> None:
+        bundle = self.bundle
+        ups = bundle.pairs.up.float() * bundle.pairs.scales(dials)[:, None, :]
+        gains, shifts = bundle.gains.mixed(dials), bundle.biases.mixed(dials)
+        for index, layer in enumerate(bundle.layers):
+            kept = self.weights[index].view(bundle.up_shape)
+            total = kept if kept.dtype == torch.float32 else torch.empty_like(kept, dtype=torch.float32)
+            weight = layer.weight.view(kept.shape)
+            total.copy_(weight) if self.effective else total.zero_()
+            if gains is not None:
+                total.addcmul_(weight.float(), gains[index][:, None])
+            for column, key in enumerate(bundle.dense.keys):
+                total.add_(bundle.dense.values[index, column].view(kept.shape), alpha=dials[key])
+            if bundle.pairs.keys:
+                total.addmm_(ups[index], bundle.pairs.down[index].float())
+            if total is not kept:
+                kept.copy_(total)
+        self._write_shifts(shifts)
+
+    def _write_shifts(self, shifts: Tensor | None) -> None:
+        if self.shift is None:
+            return
+        self.shift.zero_()
+        if self.effective:
+            for index, layer in enumerate(self.bundle.layers):
+                if layer.bias is not None:
+                    self.shift[index] = layer.bias
+        if shifts is not None:
+            self.shift += shifts
+
+    def form(self, index: int) -> Forward:
+        of_kind = Effective if self.effective else Beside
+        shift = None if self.shift is None else self.shift[index]
+        return of_kind(self.bundle.layers[index], self.weights[index], shift)
+
+
+def _affine(bundle: Bundle, dials: Dials) -> tuple[Tensor | None, Tensor | None]:
+    """The gain and the shift (modules, out) float32 by which the layers' outputs change.
+
+    A gain acts on the output without its bias: gain ∘ (y − bias) + Δbias = gain ∘ y + shift.
+    """
+    gain, shift = bundle.gains.mixed(dials), bundle.biases.mixed(dials)
+    if gain is not None and bundle.layers[0].bias is not None:
+        biases = torch.stack([layer.bias for layer in bundle.layers if layer.bias is not None]).float()
+        shift = -gain * biases if shift is None else shift - gain * biases
+    return gain, shift
+
+
+def _image_parts(bundle: Bundle, index: int, rows: Sequence[Dials]) -> ImageParts:
+    layer, pairs = bundle.layers[index], bundle.pairs
+    one = Bundle(
+        (layer,),
+        pairs,
+        *(
+            type(part)(part.keys, part.values[index : index + 1])
+            for part in (bundle.gains, bundle.dense, bundle.biases)
+        ),
+    )
+    affine = [_affine(one, dials) for dials in rows]
+    gains = [gain for gain, _ in affine if gain is not None]
+    shifts = [shift for _, shift in affine if shift is not None]
+    dtype, device = layer.weight.dtype, layer.weight.device
+    dense = [
+        (
+            bundle.dense.values[index, column],
+            torch.tensor([[dials[key]] for dials in rows], dtype=dtype, device=device),
+        )
+        for column, key in enumerate(bundle.dense.keys)
+    ]
+    scales = [
+        pairs.scale[index] * torch.tensor([dials[key] for key in pairs.keys], device=device) for dials in rows
+    ]
+    return ImageParts(
+        len(rows),
+        down=pairs.down[index] if pairs.keys else None,
+        up=pairs.up[index] if pairs.keys else None,
+        scales=torch.stack(scales).to(dtype) if pairs.keys else None,
+        gain=torch.cat(gains).to(dtype) if gains else None,
+        shift=torch.cat(shifts).to(dtype) if shifts else None,
+        dense=dense,
+    )
