@@ -153,6 +153,7 @@ def batch_of(rows: Sequence[Row], *, chunks: int = 1) -> Batch:
     return Batch(
         prompts=tuple(row.request.prompt for row in rows),
         seeds=tuple(row.seed for row in rows),
+        tokens=tuple(row.stack.tokens() for row in rows),
         negative=request.negative,
         steps=request.steps,
         guidance=request.guidance or 0.0,

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from difflora.adapter import Tokens
 from difflora.encode import TextConditioning, encode, token_chunks
 from difflora.errors import GenerationError
 from difflora.samplers import make_scheduler
@@ -25,13 +26,15 @@ StepHook = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Images drawn at once: image i has prompts[i] and seeds[i]; everything else they share.
+    """Images drawn at once: image i has prompts[i], seeds[i] and tokens[i]; everything else they share.
 
-    `chunks` is the least number of text chunks; see `encode`.
+    `tokens` are the words that adapters add to each image's prompts. `chunks` is the least number of text
+    chunks; see `encode`.
     """
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
+    tokens: tuple[Tokens, ...]
     negative: str
     steps: int
     guidance: float
@@ -47,6 +50,11 @@ class Batch:
     def guided(self) -> bool:
         """Whether the negative prompt is used: at a guidance of 1 or less it has no effect."""
         return self.guidance > 1.0
+
+    @property
+    def negatives(self) -> tuple[str, ...]:
+        """The negative prompt of each image."""
+        return (self.negative,) * len(self.prompts)
 
 
 @torch.no_grad()
@@ -65,13 +73,15 @@ def draw(model: Model, batch: Batch, *, on_step: StepHook | None = None) -> list
 
 def chunks_needed(model: Model, batch: Batch) -> int:
     """How many text chunks the images of a batch share: what the longest of its prompts needs."""
-    texts = [*batch.prompts, batch.negative] if batch.guided else batch.prompts
-    return token_chunks(model, texts, chunks=batch.chunks).chunks
+    found = token_chunks(model, batch.prompts, chunks=batch.chunks, tokens=batch.tokens)
+    if not batch.guided:
+        return found.chunks
+    return token_chunks(model, batch.negatives, chunks=found.chunks, tokens=batch.tokens).chunks
 
 
 def _conditioning(model: Model, batch: Batch) -> tuple[TextConditioning, TextConditioning | None]:
     chunks = chunks_needed(model, batch)
-    positive = encode(model, batch.prompts, clip_skip=batch.clip_skip, chunks=chunks)
+    positive = encode(model, batch.prompts, clip_skip=batch.clip_skip, chunks=chunks, tokens=batch.tokens)
     _require_finite(positive, model, f"the text embeddings of {batch.prompts[0]!r}")
     if not batch.guided:
         return positive, None
@@ -80,8 +90,7 @@ def _conditioning(model: Model, batch: Batch) -> tuple[TextConditioning, TextCon
             torch.zeros_like(positive.hidden),
             None if positive.pooled is None else torch.zeros_like(positive.pooled),
         )
-    rows = [batch.negative] * len(batch.prompts)
-    negative = encode(model, rows, clip_skip=batch.clip_skip, chunks=chunks)
+    negative = encode(model, batch.negatives, clip_skip=batch.clip_skip, chunks=chunks, tokens=batch.tokens)
     _require_finite(negative, model, f"the text embeddings of the negative prompt {batch.negative!r}")
     return positive, negative
 

@@ -2,14 +2,16 @@
 chunks.
 """
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from difflora.encode import COMMA_BACKTRACK, encode, encode_tokens, token_chunks
-from difflora.errors import ConfigError
+from difflora.adapter import Tokens
+from difflora.encode import COMMA_BACKTRACK, encode, encode_tokens, token_chunks, token_count
+from difflora.errors import ConfigError, FitError
 from difflora.families import load
 from difflora.families.model import Model
 from difflora.prompts import Segment
@@ -30,15 +32,15 @@ def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load(str(save_tiny_sdxl(tmp_path_factory.mktemp("sdxl"))), device="cpu", dtype="float32")
 
 
-def oracle(model: Model, *, clip_skip: int | None = None) -> tuple[Any, ...]:
-    """diffusers' (hidden, negative hidden, pooled ...) of PROMPTS."""
+def oracle(model: Model, *, clip_skip: int | None = None, prompts: list[str] = PROMPTS) -> tuple[Any, ...]:
+    """diffusers' (hidden, negative hidden, pooled ...) of `prompts`."""
     encoder = model.component("text_encoder")
     # diffusers 0.42 looks for a level that transformers 5 dropped; set past nn.Module so as not to register.
     object.__setattr__(encoder, "text_model", encoder)
     try:
         with torch.no_grad():
             return model.pipeline.encode_prompt(
-                PROMPTS,
+                prompts,
                 device="cpu",
                 num_images_per_prompt=1,
                 do_classifier_free_guidance=False,
@@ -230,3 +232,127 @@ def test_every_encoder_call_has_one_row_a_prompt(sdxl: Model) -> None:
         for hook in hooks:
             hook.remove()
     assert rows == [5] * 6
+
+
+WORD_PROMPTS = ["a <zig> on a <zag> background", "<zig>", "no new word, but a red circle", "<ZIG><zig> <zag>"]
+
+
+def vectors(model: Model, counts: dict[str, int], *, scale: float = 0.02) -> Tokens:
+    """Words of that many random vectors for every text encoder of `model`."""
+    names = [part.name for part in model.family.components if part.is_text]
+    widths = {name: model.component(name).config.hidden_size for name in names}
+    return {
+        word: {name: torch.randn(count, width) * scale for name, width in widths.items()}
+        for word, count in counts.items()
+    }
+
+
+def taught(folder: str, tokens: Tokens) -> Model:
+    """Another copy of a base, whose tokenizers and embeddings diffusers has extended by `tokens`."""
+    model = load(folder, device="cpu", dtype="float32")
+    for word, parts in tokens.items():
+        for component, values in parts.items():
+            model.pipeline.load_textual_inversion(
+                {word: values},
+                token=word,
+                text_encoder=getattr(model.pipeline, component),
+                tokenizer=getattr(model.pipeline, component.replace("text_encoder", "tokenizer")),
+            )
+    return model
+
+
+def test_words_equal_diffusers_textual_inversion(shapes: Model, shapes_folder: Path) -> None:
+    tokens = vectors(shapes, {"<zig>": 1, "<zag>": 3})
+    expected = oracle(taught(str(shapes_folder), tokens), prompts=WORD_PROMPTS)[0]
+    found = encode(shapes, WORD_PROMPTS, tokens=[tokens] * 4).hidden
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, encode(shapes, WORD_PROMPTS).hidden)
+
+
+@pytest.mark.parametrize("clip_skip", [1, 2])
+def test_words_equal_diffusers_in_both_encoders_of_sdxl(sdxl: Model, clip_skip: int) -> None:
+    tokens = vectors(sdxl, {"<zig>": 1, "<zag>": 3})
+    theirs = taught(sdxl.source, tokens)
+    hidden, _, pooled, _ = oracle(theirs, prompts=WORD_PROMPTS, clip_skip=clip_skip - 1 or None)
+    text = encode(sdxl, WORD_PROMPTS, tokens=[tokens] * 4, clip_skip=clip_skip)
+    assert torch.equal(text.hidden, hidden)
+    assert text.pooled is not None and torch.equal(text.pooled, pooled)
+
+
+def test_every_prompt_has_its_own_words_and_the_model_none_afterwards(shapes: Model) -> None:
+    before, plain = shapes.checksum(), encode(shapes, ["a zig"] * 3).hidden
+    one, other = vectors(shapes, {"zig": 1}), vectors(shapes, {"zig": 2})
+    mixed = encode(shapes, ["a zig"] * 3, tokens=[one, {}, other]).hidden
+    torch.testing.assert_close(mixed[1], plain[1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(mixed[0], encode(shapes, ["a zig"], tokens=[one]).hidden[0], rtol=0, atol=1e-6)
+    assert not torch.allclose(mixed[0], mixed[2], atol=1e-3)
+    assert torch.equal(encode(shapes, ["a zig"] * 3).hidden, plain)
+    assert shapes.checksum() == before
+
+
+def test_the_encoder_is_as_it_was_after_an_error(shapes: Model) -> None:
+    embedding = shapes.module("text_encoder.text_model.embeddings.token_embedding")
+    tokens = vectors(shapes, {"zig": 1})
+    hook = shapes.module("text_encoder.text_model.final_layer_norm").register_forward_hook(
+        lambda module, inputs, output: 1 / 0
+    )
+    try:
+        with pytest.raises(ZeroDivisionError):
+            encode(shapes, ["zig"], tokens=[tokens])
+    finally:
+        hook.remove()
+    assert "forward" not in embedding.__dict__
+
+
+def test_attention_weights_every_vector_of_a_word(shapes: Model) -> None:
+    tokens = vectors(shapes, {"zig": 2})
+    plain = encode(shapes, ["a zig circle"], tokens=[tokens]).hidden
+    strong = encode(shapes, ["a (zig:1.5) circle"], tokens=[tokens]).hidden
+    torch.testing.assert_close(strong[:, 2:4], plain[:, 2:4] * 1.5)
+    assert torch.equal(strong[:, 4:], plain[:, 4:])
+
+
+def test_vectors_count_as_tokens_and_a_word_is_never_cut(shapes: Model) -> None:
+    tokens = vectors(shapes, {"zig": 4})
+    room_for_three = " ".join(["red"] * (ROOM - 3))
+    cut = token_chunks(shapes, [f"{room_for_three} zig blue"], tokens=[tokens]).encoders[0]
+    assert cut.ids.shape[1] == 2
+    assert cut.places.tolist() == [[0, 1, place] for place in (1, 2, 3, 4)]
+    fits_in = token_chunks(shapes, [" ".join(["red"] * (ROOM - 4)) + " zig"], tokens=[tokens]).encoders[0]
+    assert fits_in.ids.shape[1] == 1
+    assert fits_in.places[:, 2].tolist() == list(range(ROOM - 3, ROOM + 1))
+    phrase = "red, " + " ".join(["red"] * (ROOM - 3)) + ", blue zig"
+    moved = token_chunks(shapes, [phrase], tokens=[tokens]).encoders[0]
+    assert moved.places.tolist() == [[0, 1, place] for place in (2, 3, 4, 5)]
+
+
+def test_a_long_prompt_has_its_words_in_every_chunk(shapes: Model) -> None:
+    tokens = vectors(shapes, {"zig": 2})
+    both = encode(shapes, ["a zig BREAK the zig"], tokens=[tokens]).hidden
+    apart = encode(shapes, ["a zig", "the zig"], tokens=[tokens] * 2).hidden
+    torch.testing.assert_close(both.reshape(2, LENGTH, -1), apart, rtol=0, atol=1e-6)
+
+
+def test_the_count_of_tokens_counts_vectors(shapes: Model, sdxl: Model) -> None:
+    assert token_count(shapes, "") == 0
+    assert token_count(shapes, "a red circle") == 3
+    assert token_count(shapes, "a zig circle", tokens=vectors(shapes, {"zig": 5})) == 7
+    assert token_count(sdxl, "a zig BREAK zig", tokens=vectors(sdxl, {"zig": 5})) == ROOM + 5
+
+
+def test_words_of_another_base_are_refused_by_name(shapes: Model, sdxl: Model) -> None:
+    with pytest.raises(FitError, match=r"'zig' has vectors for text_encoder and text_encoder_2, expected"):
+        encode(shapes, ["a"], tokens=[vectors(sdxl, {"zig": 1})])
+    narrow = {"zig": {"text_encoder": torch.ones(1, 7)}}
+    with pytest.raises(FitError, match=r"'zig' has vectors of 7 numbers for text_encoder, expected 128"):
+        encode(shapes, ["a"], tokens=[narrow])
+    with pytest.raises(FitError, match=r"has 31 vectors for text_encoder, which has room for 30"):
+        encode(shapes, ["a"], tokens=[vectors(shapes, {"zig": 31})])
+
+
+def test_words_are_differentiable(shapes: Model) -> None:
+    tokens = vectors(shapes, {"zig": 2})
+    learned = tokens["zig"]["text_encoder"].requires_grad_(True)
+    hidden = encode_tokens(shapes, token_chunks(shapes, ["a zig"], tokens=[tokens])).hidden
+    (gradient,) = torch.autograd.grad(hidden.square().mean(), [learned])
+    assert bool((gradient.abs().sum(dim=1) > 0).all())

@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "files"),
     ("kinds", "sheet"),
     ("adapter", "draws"),
-    ("samplers", "prompts"),
+    ("samplers", "prompts", "vocabulary"),
     ("recipe",),
     ("families",),
     ("fit",),

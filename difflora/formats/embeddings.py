@@ -125,7 +125,7 @@ def leaves(tokens: Tokens, family: Family) -> dict[str, Tensor]:
     Raises AdapterFileError naming every word that cannot be written: vectors for a text encoder that the
     family does not have, or a name that no tensor may bear.
     """
-    names = {component: rest for rest, component in reversed(_ENCODERS.get(family.name, {}).items())}
+    names = {component: rest for rest, component in reversed(list(_ENCODERS.get(family.name, {}).items()))}
     tensors: dict[str, Tensor] = {}
     problems: list[str] = []
     for word, parts in sorted(tokens.items()):
