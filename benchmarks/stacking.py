@@ -2,6 +2,7 @@
 
 import torch
 
+from benchmarks.kernels import kernel_rows
 from benchmarks.measure import KernelCount, Row, interleaved
 from benchmarks.peers import base, peft_unet, random_adapter, unet_inputs
 from difflora.adapter import Stack
@@ -17,7 +18,7 @@ def stacking_rows() -> list[Row]:
     """Overhead of a forward pass over the bare base, and the time of a weight change, for each number of
     adapters."""
     model = base()
-    return [row for count in COUNTS for row in _rows(model, count)]
+    return [*(row for count in COUNTS for row in _rows(model, count)), *kernel_rows()]
 
 
 def _rows(model: Model, count: int) -> list[Row]:
