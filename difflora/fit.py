@@ -1,13 +1,14 @@
-"""Whether an adapter fits a loaded model, module by module."""
+"""Whether an adapter fits a loaded model, module by module and word by word."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from difflora.adapter import Adapter
 from difflora.errors import FitError, listing
+from difflora.vocabulary import word_problem
 
 if TYPE_CHECKING:
     from difflora.families.model import Model
@@ -15,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FitReport:
-    """Which modules of an adapter a model can take.
+    """Which modules and words of an adapter a model can take.
 
     `matched` fit; `missing` name a module that the model does not have; `misshapen` maps the others to the
-    reason.
+    reason. `words` fit as well, `misfit_words` maps those that do not to the reason.
     """
 
     adapter: str
@@ -26,11 +27,14 @@ class FitReport:
     matched: tuple[str, ...]
     missing: tuple[str, ...]
     misshapen: Mapping[str, str]
+    words: tuple[str, ...] = ()
+    misfit_words: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
-        """Whether every module fits, and there is at least one."""
-        return bool(self.matched) and not self.missing and not self.misshapen
+        """Whether every module and word fits, and there is at least one."""
+        wrong = (self.missing, self.misshapen, self.misfit_words)
+        return bool(self.matched or self.words) and not any(wrong)
 
     def require(self) -> None:
         """Raises FitError with everything that does not fit; returns if all does."""
@@ -38,9 +42,11 @@ class FitReport:
             return
         wrong = [f"{path}: {reason}" for path, reason in self.misshapen.items()]
         wrong += [f"{path}: the model has no such module" for path in self.missing]
-        total = len(self.matched) + len(wrong)
+        wrong += [f"the word {word!r} {reason}" for word, reason in self.misfit_words.items()]
+        total = len(self.matched) + len(self.words) + len(wrong)
+        parts = "modules and words" if self.words or self.misfit_words else "modules"
         raise FitError(
-            f"adapter {self.adapter!r} does not fit {self.model}: {len(wrong)} of {total} modules.\n"
+            f"adapter {self.adapter!r} does not fit {self.model}: {len(wrong)} of {total} {parts}.\n"
             f"{listing(wrong) if wrong else '  it changes no module at all'}\n"
             "Nothing was applied. Use an adapter made for this base, or load the base it was made for "
             "(`difflora show FILE` names it)."
@@ -48,8 +54,8 @@ class FitReport:
 
 
 def fits(adapter: Adapter, model: Model) -> FitReport:
-    """Which modules of `adapter` fit `model`; raises nothing. `report.require()` turns a misfit into an
-    error."""
+    """Which modules and words of `adapter` fit `model`; raises nothing. `report.require()` turns a misfit
+    into an error."""
     shapes = model.shapes()
     matched, missing, misshapen = [], [], {}
     for path, kinds in sorted(adapter.modules.items()):
@@ -62,4 +68,13 @@ def fits(adapter: Adapter, model: Model) -> FitReport:
         else:
             matched.append(path)
     name = f"{model.facts.name} ({model.facts.variant})"
-    return FitReport(adapter.meta.name, name, tuple(matched), tuple(missing), misshapen)
+    reasons = {word: word_problem(vectors, model) for word, vectors in sorted(adapter.tokens.items())}
+    return FitReport(
+        adapter.meta.name,
+        name,
+        tuple(matched),
+        tuple(missing),
+        misshapen,
+        words=tuple(word for word, reason in reasons.items() if reason is None),
+        misfit_words={word: reason for word, reason in reasons.items() if reason is not None},
+    )

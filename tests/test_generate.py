@@ -13,7 +13,7 @@ from torch import nn
 
 from difflora.adapter import Adapter, AdapterMeta, Stack, Weight
 from difflora.apply import Mode
-from difflora.errors import ConfigError, GenerationError, RecipeError
+from difflora.errors import ConfigError, FitError, GenerationError, RecipeError
 from difflora.families import load
 from difflora.families.model import Model
 from difflora.formats import write
@@ -329,3 +329,29 @@ def test_progress_of_a_two_stage_sampler_ends_at_the_total(model: Model) -> None
 def test_no_images_is_an_error(model: Model) -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         generate(model, QUICK, count=0)
+
+
+def words(model: Model, word: str, *, seed: int) -> Adapter:
+    """An adapter of one word of two vectors."""
+    width = model.component("text_encoder").config.hidden_size
+    vectors = torch.randn(2, width, generator=torch.Generator().manual_seed(seed)) / 10
+    return Adapter({}, AdapterMeta(name=f"word {word}"), {word: {"text_encoder": vectors}})
+
+
+@pytest.mark.parametrize("mode", ["merged", "live"])
+def test_the_words_of_adapters_are_known_unless_their_text_weight_is_zero(model: Model, mode: Mode) -> None:
+    request = QUICK.model_copy(update={"prompt": "a red zig", "negative": "zig"})
+    zig = words(model, "zig", seed=1)
+    plain, *_ = generate(model, request, mode=mode)
+    (taught,) = generate(model, request, stack=Stack([(zig, 0.5)]), mode=mode)
+    (stronger,) = generate(model, request, stack=Stack([(zig, Weight(unet=0, text=2))]), mode=mode)
+    (absent,) = generate(model, request, stack=Stack([(zig, Weight(unet=1, text=0))]), mode=mode)
+    assert distance(taught, plain) > 0
+    assert distance(taught, stronger) == 0
+    assert distance(absent, plain) == 0
+
+
+def test_a_word_of_another_base_is_refused_before_anything_is_drawn(model: Model) -> None:
+    wide = Adapter({}, tokens={"zig": {"text_encoder": torch.ones(1, 768)}})
+    with pytest.raises(FitError, match="zig"):
+        generate(model, QUICK, stack=Stack([(wide, 1.0)]))
