@@ -10,19 +10,23 @@ import json
 from difflora.families import FAMILIES
 from difflora.families.family import ASSETS, canonical_names
 from difflora.families.skeleton import skeleton
+from difflora.families.tables import pack
 
 
 def main() -> None:
     for family in FAMILIES:
         for variant in family.variants:
             table: dict[str, list[str]] = {}
-            for part in family.components:
+            # The variants of a family that share an encoder name its modules once.
+            for part in (part for part in family.components if (ASSETS / variant / part.name).is_dir()):
                 module = skeleton(ASSETS / variant / part.name)
                 owners = [
                     name for name, child in module.named_modules() if list(child.parameters(recurse=False))
                 ]
                 table[part.name] = list(canonical_names(owners, part.name).values())
-            (ASSETS / variant / "paths.json").write_text(json.dumps(table, indent=0) + "\n", encoding="utf-8")
+            packed = {name: pack(names) for name, names in table.items()}
+            text = json.dumps(packed, indent=0)
+            (ASSETS / variant / "paths.json").write_text(f"{text}\n", encoding="utf-8")
             print(
                 f"{variant}: " + ", ".join(f"{len(names)} modules in {name}" for name, names in table.items())
             )

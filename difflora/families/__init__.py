@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from difflora.errors import ConfigError
 from difflora.families.family import Component, Family, TextSpec
+from difflora.families.flux import FLUX
 from difflora.families.sd1 import SD1
+from difflora.families.sd3 import SD3
 from difflora.families.sdxl import SDXL
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from difflora.families.loading import load
     from difflora.families.model import BaseFacts, Model
 
-FAMILIES: tuple[Family, ...] = (SD1, SDXL)
+FAMILIES: tuple[Family, ...] = (SD1, SDXL, FLUX, SD3)
 
 __all__ = ["FAMILIES", "BaseFacts", "Component", "Family", "Model", "TextSpec", "family", "identify", "load"]
 

@@ -20,6 +20,9 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 SMALL = "shapes"
 """The variant of a model that is smaller than the real ones of its family."""
 
+_LOADABLE = tuple(member for member in FAMILIES if member.loads)
+_PREFIX = "model.diffusion_model."
+
 # These have the names and shapes of SDXL, and other noise levels.
 _EDM = {"edm_mean": "a Playground 2.5 model", "edm_vpred.sigma_max": "a CosXL model"}
 
@@ -30,8 +33,6 @@ _STRANGERS = (
         "an adapter; give the base that it was trained on",
     ),
     (("emb_params", "string_to_param", "clip_g"), "a textual-inversion embedding"),
-    (("double_blocks.", "single_blocks."), "a Flux model"),
-    (("joint_blocks.",), "a Stable Diffusion 3 model"),
     (("control_model.", "controlnet_"), "a ControlNet"),
     (("conditioner.embedders.0.model.",), "the SDXL refiner"),
     (("decoder.up", "decoder.mid"), "a VAE; give it as vae= beside a base"),
@@ -89,6 +90,7 @@ def place_facts(place: Folder | File, overrides: Overrides) -> BaseFacts:
 
 def _folder_facts(place: Folder, overrides: Overrides) -> BaseFacts:
     found = family_named(overrides.family) if overrides.family else _folder_family(place.path)
+    _require_loadable(place.path, found)
     unet = read_config(place.path / "unet" / "config.json")
     _require_text_to_image(place.path, channels=unet.get("in_channels", 4))
     scheduler = read_config(place.path / "scheduler" / "scheduler_config.json")
@@ -123,14 +125,25 @@ def _folder_family(path: Path) -> Family:
         # A folder saved from an image-to-image pipeline holds the same components.
         if name.replace("Img2Img", "") == member.pipeline_class:
             return member
-    known = ", ".join(f"{member.pipeline_class} ({member.title})" for member in FAMILIES)
+    known = ", ".join(f"{member.pipeline_class} ({member.title})" for member in _LOADABLE)
     raise BaseModelError(f"{path} is a {name}, which is not supported. Use one of: {known}.")
+
+
+def _require_loadable(path: Path, found: Family) -> None:
+    if not found.loads:
+        raise BaseModelError(
+            f"{path}: bases of {found.title} cannot be loaded yet, so difflora neither trains nor generates "
+            f"with them. Adapter files for {found.title} work, without a base: they are read, shown, merged, "
+            "compared, resized, converted and written. For images use a base of "
+            f"{' or '.join(member.title for member in _LOADABLE)}."
+        )
 
 
 def _file_facts(place: File, overrides: Overrides) -> BaseFacts:
     header = read_header(place.path)
     found = family_named(overrides.family) if overrides.family else _file_family(place.path, header)
-    first = header.shapes.get("model.diffusion_model.input_blocks.0.0.weight", (0, 4))
+    _require_loadable(place.path, found)
+    first = header.shapes.get(f"{_PREFIX}input_blocks.0.0.weight", (0, 4))
     _require_text_to_image(place.path, channels=first[1])
     variant = _variant(found, width=first[0], cross=_cross_dim(header))
     if variant == SMALL:
@@ -155,12 +168,16 @@ def _file_family(path: Path, header: Header) -> Family:
     for member in FAMILIES:
         if member.marker in header.shapes and not strangers:
             return member
+    for member in FAMILIES:
+        # Bases that are no U-Nets are often given as the denoiser alone, without a prefix.
+        if not member.loads and member.marker.removeprefix(_PREFIX) in header.shapes:
+            return member
     for fragments, what in _STRANGERS:
         if any(fragment in name for name in header.shapes for fragment in fragments):
             strangers.append(what)
     if strangers:
         raise BaseModelError(f"{path} is no base model of a known family: it looks like {strangers[0]}.")
-    known = ", ".join(member.title for member in FAMILIES)
+    known = ", ".join(member.title for member in _LOADABLE)
     some = ", ".join(list(header.shapes)[:3]) or "no tensors at all"
     raise BaseModelError(f"{path} is no base model of a known family ({known}). It holds {some}.")
 
@@ -179,7 +196,7 @@ def _file_prediction(header: Header, variant: str) -> str:
 
 def _cross_dim(header: Header) -> int | None:
     keys = (name for name in header.shapes if name.endswith("attn2.to_k.weight"))
-    return next((header.shapes[name][-1] for name in keys if name.startswith("model.diffusion_model.")), None)
+    return next((header.shapes[name][-1] for name in keys if name.startswith(_PREFIX)), None)
 
 
 def _variant(found: Family, *, width: int, cross: Any) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from difflora.families.spellings import NAMINGS, Naming, Slice, Slices
+from difflora.families.namings import NAMINGS, own_names
+from difflora.families.spellings import Naming, Slices, whole
+from difflora.families.tables import unpack
 
 ASSETS = Path(__file__).parent / "assets"
 """Component configs and module paths of the real models, one folder a variant, and CLIP's vocabulary."""
@@ -200,8 +202,8 @@ class Family:
         for part in self.components:
             inner = [_inner(path) for path in self.paths if path.startswith(f"{part.name}.")]
             originals = not part.is_text and self.kohya_uses_originals
-            written = NAMINGS[part.originals[0].naming](inner) if originals else NAMINGS["clip"](inner)
-            for dotted, slices in written.items():
+            naming = NAMINGS[part.originals[0].naming] if originals else own_names
+            for dotted, slices in naming(inner).items():
                 for one in slices:
                     # The first name that a naming gives to rows is the one that is written.
                     names.setdefault(f"{part.name}.{one.path}", _flatten(part.kohya_prefix, dotted))
@@ -214,14 +216,14 @@ class Family:
             for name, slices in NAMINGS[original.naming](inner).items():
                 yield name, _within(part.name, slices)
         for name in inner:
-            whole = (Slice(f"{part.name}.{name}"),)
-            yield from ((name.removeprefix(_TEXT_LEVEL), whole), (name, whole))
+            own = whole(f"{part.name}.{name}")
+            yield from ((name.removeprefix(_TEXT_LEVEL), own), (name, own))
 
 
 def path_table(variant: str) -> tuple[str, ...]:
     """Every parametrised module path of one variant, in the model's order."""
-    table: dict[str, list[str]] = json.loads((ASSETS / variant / "paths.json").read_text(encoding="utf-8"))
-    return tuple(f"{component}.{name}" for component, names in table.items() for name in names)
+    table = json.loads((ASSETS / variant / "paths.json").read_text(encoding="utf-8"))
+    return tuple(f"{component}.{name}" for component, names in table.items() for name in unpack(names))
 
 
 def canonical_names(names: Iterable[str], component: str) -> dict[str, str]:

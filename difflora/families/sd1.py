@@ -15,7 +15,12 @@ SD1 = Family(
                 Original("cond_stage_model.transformer.", "clip"),
                 Original("cond_stage_model.model.", "open_clip"),
             ),
-            kohya_aliases=("lora_te1",),
+            kohya_aliases=(
+                "lora_te1",
+                "clip_l_transformer",
+                "text_encoders_clip_l_transformer",
+                "text_encoders_clip_h_transformer",
+            ),
         ),
     ),
     variants=("sd15", "sd2"),

@@ -8,6 +8,8 @@ from torch import nn
 
 from difflora.errors import BaseModelError
 
+_DIFFUSERS = ("UNet2DConditionModel", "AutoencoderKL", "FluxTransformer2DModel", "SD3Transformer2DModel")
+
 
 def skeleton(folder: Path) -> nn.Module:
     """The model that `folder/config.json` describes, on the meta device.
@@ -20,10 +22,12 @@ def skeleton(folder: Path) -> nn.Module:
     config = read_config(folder / "config.json")
     name = config.get("_class_name") or next(iter(config.get("architectures") or ["?"]))
     with torch.device("meta"):
-        if name in ("UNet2DConditionModel", "AutoencoderKL"):
+        if name in _DIFFUSERS:
             return getattr(diffusers, name).from_config(config)
         if name in ("CLIPTextModel", "CLIPTextModelWithProjection"):
             return getattr(transformers, name)(transformers.CLIPTextConfig.from_dict(config))
+        if name == "T5EncoderModel":
+            return transformers.T5EncoderModel(transformers.T5Config.from_dict(config))
     raise BaseModelError(
         f"{folder}: the config is of the class {name}; expected a UNet2DConditionModel, an AutoencoderKL or "
         "a CLIP text model. Use a Stable Diffusion 1.x, 2.x or XL base."

@@ -95,7 +95,7 @@ def test_overrides_win_over_detection(tmp_path: Path, shapes_folder: Path) -> No
     with pytest.raises(ConfigError, match="epsilon, v_prediction"):
         identify(path, prediction_type="v")
     with pytest.raises(ConfigError, match="no family"):
-        identify(path, family="sd3")
+        identify(path, family="sd9")
 
 
 def test_the_embedded_base(shapes_folder: Path) -> None:
@@ -124,8 +124,15 @@ def test_a_folder_tells_what_it_is(variant: str, expected: tuple) -> None:
         (["lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight"], "an adapter"),
         (["unet.down_blocks.0.attentions.0.proj_in.lora_A.weight"], "an adapter"),
         (["emb_params"], "textual-inversion"),
-        (["model.diffusion_model.double_blocks.0.img_attn.qkv.weight"], "Flux"),
-        (["model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"], "Stable Diffusion 3"),
+        (
+            ["model.diffusion_model.double_blocks.0.img_attn.qkv.weight"],
+            r"bases of Flux\.1 cannot be loaded yet",
+        ),
+        (["double_blocks.0.img_attn.qkv.weight"], r"Adapter files for Flux\.1 work"),
+        (
+            ["model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"],
+            r"bases of Stable Diffusion 3 and 3\.5",
+        ),
         (["conditioner.embedders.0.model.text_projection"], "refiner"),
         (["control_model.input_blocks.0.0.weight"], "ControlNet"),
         (["decoder.up.0.block.0.conv1.weight"], "a VAE; give it as vae="),
@@ -199,7 +206,13 @@ def test_folders_that_are_no_base(tmp_path: Path, shapes_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("model_index.json", {"_class_name": "FluxPipeline"}, "is a FluxPipeline"),
+        (
+            "model_index.json",
+            {"_class_name": "FluxPipeline"},
+            r"Flux\.1 cannot be loaded yet.*XL",
+        ),
+        ("model_index.json", {"_class_name": "StableDiffusion3Pipeline"}, "cannot be loaded yet"),
+        ("model_index.json", {"_class_name": "PixArtAlphaPipeline"}, "is a PixArtAlphaPipeline"),
         ("unet/config.json", {"in_channels": 9}, "takes 9 channels"),
         ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "predicts 'sample'"),
     ],
