@@ -113,43 +113,46 @@ class Bundle:
 
 
 def bundle(layers: Sequence[Layer], parts: Sequence[Parts]) -> Bundle:
-    """The parts of modules alike (see `alike`), stacked on the device and in the dtype of their weights."""
-    weight = layers[0].weight
-    first = parts[0]
-    keys = tuple(key for key, rank in first.ranks for _ in range(rank))
-    out, rest = weight.shape[0], weight.numel() // weight.shape[0]
-    down = torch.empty(len(layers), len(keys), rest, dtype=weight.dtype, device=weight.device)
-    up = torch.empty(len(layers), out, len(keys), dtype=weight.dtype, device=weight.device)
-    dense = torch.empty(
-        len(layers), len(first.dense), *weight.shape, dtype=weight.dtype, device=weight.device
-    )
+    """The parts of modules alike (see `alike`), stacked where they compute and in the dtype of their
+    weights."""
+    weight, device = layers[0].weight, layers[0].device
+    keys = tuple(parts[0].dense)
+    dense = torch.empty(len(layers), len(keys), *weight.shape, dtype=weight.dtype, device=device)
     for index, (layer, part) in enumerate(zip(layers, parts, strict=True)):
+        for column, key in enumerate(keys):
+            dense[index, column] = part.deltas(key, layer)
+    return Bundle(
+        tuple(layers),
+        _pairs(weight, parts, device),
+        gains=_keyed([part.gains for part in parts], device),
+        dense=Keyed(keys, dense),
+        biases=_keyed([part.biases for part in parts], device),
+    )
+
+
+def _pairs(weight: Tensor, parts: Sequence[Parts], device: torch.device) -> Pairs:
+    keys = tuple(key for key, rank in parts[0].ranks for _ in range(rank))
+    out, rest = weight.shape[0], weight.numel() // weight.shape[0]
+    down = torch.empty(len(parts), len(keys), rest, dtype=weight.dtype, device=device)
+    up = torch.empty(len(parts), out, len(keys), dtype=weight.dtype, device=device)
+    for index, part in enumerate(parts):
         at = 0
         for _, factors in part.pairs:
             span = slice(at, at + factors.down.shape[0])
-            down[index, span] = factors.down.flatten(1).to(weight.device)
-            up[index, :, span] = factors.up.flatten(1).to(weight.device)
+            down[index, span] = factors.down.flatten(1)
+            up[index, :, span] = factors.up.flatten(1)
             at = span.stop
-        for column, key in enumerate(part.dense):
-            dense[index, column] = part.deltas(key, layer)
     scales = [
         [factors.scale for _, factors in part.pairs for _ in range(factors.down.shape[0])] for part in parts
     ]
-    return Bundle(
-        tuple(layers),
-        Pairs(keys, down, up, torch.tensor(scales, dtype=torch.float32, device=weight.device)),
-        gains=_keyed([part.gains for part in parts], weight),
-        dense=Keyed(tuple(first.dense), dense),
-        biases=_keyed([part.biases for part in parts], weight),
-    )
+    return Pairs(keys, down, up, torch.tensor(scales, dtype=torch.float32, device=device))
 
 
-def _keyed(changes: Sequence[Mapping[str, Tensor]], weight: Tensor) -> Keyed:
+def _keyed(changes: Sequence[Mapping[str, Tensor]], device: torch.device) -> Keyed:
     keys = tuple(changes[0])
-    if not keys:
-        return Keyed((), torch.empty(len(changes), 0, weight.shape[0], device=weight.device))
-    rows = [torch.stack([change[key].to(weight.device) for key in keys]) for change in changes]
-    return Keyed(keys, torch.stack(rows))
+    rows = [[change[key].to(device) for key in keys] for change in changes]
+    values = torch.stack([torch.stack(row) for row in rows]) if keys else torch.empty(len(rows), 0)
+    return Keyed(keys, values)
 
 
 def alike(layer: Layer, parts: Parts) -> tuple[object, ...]:
@@ -162,7 +165,6 @@ def alike(layer: Layer, parts: Parts) -> tuple[object, ...]:
         layer.bias is not None,
         tuple(weight.shape),
         weight.dtype,
-        weight.device,
         parts.ranks,
         tuple(parts.gains),
         tuple(parts.dense),

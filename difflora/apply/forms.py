@@ -158,7 +158,7 @@ def _add(y: Tensor, change: Tensor) -> Tensor:
 def _add_product(y: Tensor, t: Tensor, up: Tensor) -> Tensor:
     """y (..., out) + t (rows, R) · up (R, out); into y where nothing else can see it."""
     flat = y.reshape(-1, y.shape[-1])
-    if torch.is_grad_enabled() or not y.is_contiguous():
+    if torch.is_grad_enabled() or t.dtype != up.dtype or not y.is_contiguous():
         return torch.addmm(flat, t, up).view(y.shape)
     flat.addmm_(t, up)
     return y

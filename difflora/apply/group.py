@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -94,8 +95,9 @@ class MixedPair(Mixed):
         layer = bundle.layers[0]
         shape = (len(bundle.layers), bundle.up_shape[0], *([] if layer.channels_last else [1, 1]))
         has_shift = bundle.biases.keys or (bundle.gains.keys and layer.bias is not None)
-        self.gain = layer.weight.new_empty(shape) if bundle.gains.keys else None
-        self.shift = layer.weight.new_empty(shape) if has_shift else None
+        empty = partial(torch.empty, dtype=layer.weight.dtype, device=layer.device)
+        self.gain = empty(shape) if bundle.gains.keys else None
+        self.shift = empty(shape) if has_shift else None
 
     def write(self, dials: Dials) -> None:
         bundle = self.bundle
@@ -128,9 +130,10 @@ class MixedWeight(Mixed):
         self.bundle = bundle
         first = bundle.layers[0]
         self.effective = first.plain and first.weight.dtype == torch.float32
-        self.weights = first.weight.new_empty(len(bundle.layers), *first.weight.shape)
+        empty = partial(torch.empty, dtype=first.weight.dtype, device=first.device)
+        self.weights = empty((len(bundle.layers), *first.weight.shape))
         has_shift = bundle.biases.keys or (self.effective and first.bias is not None)
-        self.shift = first.weight.new_empty(len(bundle.layers), bundle.up_shape[0]) if has_shift else None
+        self.shift = empty((len(bundle.layers), bundle.up_shape[0])) if has_shift else None
 
     def write(self, dials: Dials) -> None:
         bundle = self.bundle
@@ -139,7 +142,7 @@ class MixedWeight(Mixed):
         for index, layer in enumerate(bundle.layers):
             kept = self.weights[index].view(bundle.up_shape)
             total = kept if kept.dtype == torch.float32 else torch.empty_like(kept, dtype=torch.float32)
-            weight = layer.weight.view(kept.shape)
+            weight = layer.weight.to(layer.device).view(kept.shape)
             total.copy_(weight) if self.effective else total.zero_()
             if gains is not None:
                 total.addcmul_(weight.float(), gains[index][:, None])
@@ -175,7 +178,8 @@ def _affine(bundle: Bundle, dials: Dials) -> tuple[Tensor | None, Tensor | None]
     """
     gain, shift = bundle.gains.mixed(dials), bundle.biases.mixed(dials)
     if gain is not None and bundle.layers[0].bias is not None:
-        biases = torch.stack([layer.bias for layer in bundle.layers if layer.bias is not None]).float()
+        biases = torch.stack([layer.bias for layer in bundle.layers if layer.bias is not None])
+        biases = biases.to(gain)
         shift = -gain * biases if shift is None else shift - gain * biases
     return gain, shift
 
@@ -193,7 +197,7 @@ def _image_parts(bundle: Bundle, index: int, rows: Sequence[Dials]) -> ImagePart
     affine = [_affine(one, dials) for dials in rows]
     gains = [gain for gain, _ in affine if gain is not None]
     shifts = [shift for _, shift in affine if shift is not None]
-    dtype, device = layer.weight.dtype, layer.weight.device
+    dtype, device = layer.weight.dtype, layer.device
     dense = [
         (
             bundle.dense.values[index, column],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ class Layer:
     `product` is linear in weight and bias together. `channels_last` says where the output's channels are: in
     its last dimension, else in dimension 1. `base` is what the module computed before; it is `foreign` if
     something was attached to the module already, and `plain` if it is torch's own forward of the type.
+    `device` is where it computes: under CPU offload the weights rest elsewhere.
     """
 
     path: str
@@ -30,6 +32,7 @@ class Layer:
     base: Forward
     foreign: bool
     plain: bool
+    device: torch.device
 
     @property
     def weight(self) -> Tensor:
@@ -59,14 +62,14 @@ def bias_of(module: nn.Module) -> Tensor | None:
     return None if bias is None else bias.detach()
 
 
-def layer_of(path: str, module: nn.Module) -> Layer | None:
+def layer_of(path: str, module: nn.Module, *, device: torch.device) -> Layer | None:
     """The layer at `path`; None if a change cannot act beside a module of this type."""
     for kind, (product_of, channels_last) in _TYPES.items():
         if isinstance(module, kind):
             foreign = "forward" in module.__dict__
             plain = not foreign and type(module).forward is kind.forward
             product = product_of(module)
-            return Layer(path, module, product, channels_last, module.forward, foreign, plain)
+            return Layer(path, module, product, channels_last, module.forward, foreign, plain, device)
     return None
 
 

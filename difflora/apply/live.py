@@ -76,7 +76,7 @@ def _of(group: Group, dials: dict[str, Weight]) -> dict[str, float]:
 
 
 def _layers(model: Model, stack: Stack) -> dict[str, Layer]:
-    found = {path: layer_of(path, model.module(path)) for path in stack.paths()}
+    found = {path: layer_of(path, model.module(path), device=model.device) for path in stack.paths()}
     unknown = [
         f"{path}: {type(model.module(path)).__name__}" for path, layer in found.items() if layer is None
     ]

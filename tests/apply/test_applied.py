@@ -8,31 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from difflora.adapter import Adapter, AdapterMeta, Stack, Weight
+from difflora.adapter import Adapter, Stack, Weight
 from difflora.apply import Live, Merged, applied, attach
 from difflora.errors import AdapterError, ApplyError, FitError
 from difflora.families.model import Model
 from difflora.kinds import LoRA
-
-UNET = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-CROSS = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
-CONV = "unet.down_blocks.0.resnets.0.conv1"
-POINT = "unet.down_blocks.0.attentions.0.proj_in"
-STRIDED = "unet.down_blocks.0.downsamplers.0.conv"
-TEXT = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
-PATHS = (UNET, CROSS, CONV, POINT, STRIDED, TEXT)
-
-
-def adapter(model: Model, seed: int, *, paths: tuple[str, ...] = PATHS, rank: int = 3) -> Adapter:
-    """Random factors of the size that training gives, for some layers of the model."""
-    source = torch.Generator().manual_seed(seed)
-    modules = {}
-    for path in paths:
-        out, *rest = model.shapes()[path]
-        down = torch.randn(rank, *rest, generator=source) * 0.05
-        up = torch.randn(out, rank, *([1] * (len(rest) - 1)), generator=source) * 0.3
-        modules[path] = (LoRA(down, up, 0.5 + seed % 3),)
-    return Adapter(modules, AdapterMeta(name=f"random{seed}", family="sd1"))
+from tests.apply.scenes import PATHS, UNET, adapter, input_shape, output, relative
 
 
 @pytest.fixture(scope="module")
@@ -40,21 +21,6 @@ def model(shapes_model: Model) -> Iterator[Model]:
     before = shapes_model.checksum()
     yield shapes_model
     assert shapes_model.checksum() == before
-
-
-@torch.no_grad()
-def output(model: Model, rows: int = 2) -> Tensor:
-    """The UNet's output for fixed inputs and conditions that went through the text encoder."""
-    source = torch.Generator().manual_seed(0)
-    latents = torch.randn(2, 4, 16, 16, generator=source).repeat(rows // 2, 1, 1, 1)
-    ids = torch.arange(2 * 32).view(2, 32).repeat(rows // 2, 1)
-    hidden = model.component("text_encoder")(ids).last_hidden_state
-    return model.pipeline.unet(latents, torch.tensor(500), hidden).sample
-
-
-def relative(a: Tensor, b: Tensor, base: Tensor) -> float:
-    """‖a − b‖ in units of the effect ‖b − base‖."""
-    return float((a - b).norm() / (b - base).norm())
 
 
 def test_live_equals_merged_equals_weights_plus_delta(model: Model) -> None:
@@ -76,7 +42,7 @@ def test_live_equals_merged_equals_weights_plus_delta(model: Model) -> None:
 @torch.no_grad()
 def test_each_layer_live_equals_merged(model: Model) -> None:
     stack = Stack([(adapter(model, 5), 1.5), (adapter(model, 6), -0.7)])
-    inputs = {path: torch.randn(2, *_input_shape(model, path)) for path in PATHS}
+    inputs = {path: torch.randn(2, *input_shape(model, path)) for path in PATHS}
     base = {path: model.module(path)(x) for path, x in inputs.items()}
     with applied(model, stack, mode="merged"):
         merged = {path: model.module(path)(x) for path, x in inputs.items()}
@@ -84,11 +50,6 @@ def test_each_layer_live_equals_merged(model: Model) -> None:
         live = {path: model.module(path)(x) for path, x in inputs.items()}
     for path in PATHS:
         assert relative(live[path], merged[path], base[path]) < 1e-5, path
-
-
-def _input_shape(model: Model, path: str) -> tuple[int, ...]:
-    _, channels, *kernel = model.shapes()[path]
-    return (channels, 16, 16) if kernel else (10, channels)
 
 
 def test_images_of_a_batch_have_their_own_mix(model: Model) -> None:
