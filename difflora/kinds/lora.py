@@ -1,4 +1,4 @@
-"""LoRA for Linear, 1×1 and k×k convolution layers (the latter also called LoCon)."""
+"""LoRA for Linear, 1×1 and k×k convolution layers (LoCon), also in Tucker form."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,18 +9,24 @@ from torch import Tensor
 
 from difflora.errors import AdapterError
 from difflora.kinds.kind import Factors, Kind, ScaleOf
+from difflora.kinds.parts import accepted, fits, mix, need, number, take
+
+_DOWN, _UP, _MID, _BIAS = "lora_down.weight", "lora_up.weight", "lora_mid.weight", "lora_up.bias"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoRA(Kind):
-    """ΔW = scale · up @ down, both factors flattened to two dimensions.
+    """ΔW = scale · up @ down, both factors flattened to two dimensions; Δbias = scale · bias.
 
     down (rank, in) or (rank, in, kh, kw); up (out, rank) or (out, rank, 1, 1); scale = alpha / rank, or
-    alpha / sqrt(rank) for rsLoRA. The factors keep the dtype they came in; ΔW is computed in float32.
+    alpha / sqrt(rank) for rsLoRA. In Tucker form down is (rank, in, 1, 1) and `mid` (rank, rank, kh, kw) is
+    between them: ΔW = scale · Σ_ij mid[i, j] · up[:, i] ⊗ down[j]. `bias` (out,) is the bias of the up layer.
+    The tensors keep the dtype they came in; ΔW is computed in float32.
 
     Raises AdapterError if the ranks differ or a factor has a shape that no layer has.
-    Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"; the convolution form is
-    LyCORIS's LoCon (Yeh et al. 2023).
+    Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"; the convolution and Tucker
+    forms are LyCORIS's LoCon (Yeh et al. 2023), the bias is PEFT's `lora_bias`. DyLoRA files are LoRA files
+    whose up factor may be flat beside a convolution.
     """
 
     name: ClassVar[str] = "lora"
@@ -29,6 +35,8 @@ class LoRA(Kind):
     down: Tensor
     up: Tensor
     scale: float
+    mid: Tensor | None = None
+    bias: Tensor | None = None
 
     def __post_init__(self) -> None:
         down, up = tuple(self.down.shape), tuple(self.up.shape)
@@ -38,63 +46,104 @@ class LoRA(Kind):
             )
         if len(up) == 4 and up[2:] != (1, 1):
             raise AdapterError(f"up is {up}; expected (out, rank, 1, 1)")
-        if down[0] != up[1]:
+        if self.mid is not None:
+            self._check_mid(tuple(self.mid.shape))
+        elif down[0] != up[1]:
             raise AdapterError(f"down is {down} of rank {down[0]}, but up is {up} of rank {up[1]}")
         if down[0] == 0:
             raise AdapterError(f"down is {down}: rank 0 changes nothing")
+        if self.bias is not None and tuple(self.bias.shape) != up[:1]:
+            raise AdapterError(f"its bias is {tuple(self.bias.shape)}, but up is {up}; expected {up[:1]}")
+
+    def _check_mid(self, mid: tuple[int, ...]) -> None:
+        down, up = tuple(self.down.shape), tuple(self.up.shape)
+        if len(mid) != 4 or mid[:2] != (up[1], down[0]):
+            raise AdapterError(
+                f"mid is {mid} between up {up} and down {down}; expected ({up[1]}, {down[0]}, kh, kw)"
+            )
+        if len(down) == 4 and down[2:] != (1, 1):
+            raise AdapterError(
+                f"down is {down} beside mid {mid}; expected (rank, in, 1, 1): mid is the kernel"
+            )
 
     @classmethod
     def claim(cls, shapes: Mapping[str, tuple[int, ...]]) -> frozenset[str]:
-        """down and up, and their alpha."""
-        found = frozenset(shapes) & {"lora_down.weight", "lora_up.weight"}
-        return found | (frozenset(shapes) & {"alpha"}) if found else found
+        """down and up with mid, the bias of up, and alpha."""
+        return take(shapes, frozenset({_DOWN, _UP, _MID, _BIAS}), frozenset({"alpha"}))
 
     @classmethod
     def from_leaves(cls, leaves: Mapping[str, Tensor], scale: ScaleOf) -> Self:
-        """See Kind.from_leaves."""
-        missing = [leaf for leaf in ("lora_down.weight", "lora_up.weight") if leaf not in leaves]
-        if missing:
-            raise AdapterError(f"{' and '.join(missing)} missing")
-        down, up = leaves["lora_down.weight"], leaves["lora_up.weight"]
-        return cls(down, up, scale(down.shape[0]))
+        """See Kind.from_leaves. A flat factor beside one of 4 dimensions becomes a 1×1 convolution."""
+        down, up = need(leaves, _DOWN, _UP)
+        if down.ndim == 4 and up.ndim == 2:
+            up = up[:, :, None, None]
+        elif down.ndim == 2 and up.ndim == 4:
+            down = down[:, :, None, None]
+        if down.ndim == 0:
+            raise AdapterError("down is one number; expected 2 dimensions (linear) or 4 (convolution)")
+        return cls(down, up, scale(down.shape[0]), leaves.get(_MID), leaves.get(_BIAS))
 
     def to_leaves(self) -> Mapping[str, Tensor]:
-        """down and up as they are, alpha = scale · rank."""
-        alpha = torch.tensor(self.scale * self.rank, dtype=torch.float32)
-        return {"lora_down.weight": self.down, "lora_up.weight": self.up, "alpha": alpha}
+        """The tensors as they are, alpha = scale · rank."""
+        leaves = {_DOWN: self.down, _UP: self.up, "alpha": number(self.scale * self.rank)}
+        if self.mid is not None:
+            leaves[_MID] = self.mid
+        if self.bias is not None:
+            leaves[_BIAS] = self.bias
+        return leaves
 
     def times(self, weight: float) -> "LoRA":
         """The same factors with another scale."""
         return replace(self, scale=self.scale * weight)
 
     def rows(self, start: int, stop: int) -> "LoRA":
-        """The rows of up."""
-        return replace(self, up=self.up[start:stop].clone())
+        """The rows of up and of its bias."""
+        bias = None if self.bias is None else self.bias[start:stop].clone()
+        return replace(self, up=self.up[start:stop].clone(), bias=bias)
 
     @property
     def rank(self) -> int:
-        """The number of rank-one terms."""
+        """The number of rows of down; alpha is divided by it."""
         return self.down.shape[0]
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """(out, in) or (out, in, kh, kw)."""
+        kernel = self.down.shape[2:] if self.mid is None else self.mid.shape[2:]
+        return (self.up.shape[0], self.down.shape[1], *kernel)
 
     def delta(self, weight: Tensor | None = None) -> Tensor:
         """ΔW in float32; see Kind.delta. Raises AdapterError if `weight` has another shape."""
         if weight is None:
             return self._flat_delta(self.up.device)
-        if reason := self.problem(tuple(weight.shape)):
-            raise AdapterError(reason)
-        return self._flat_delta(weight.device).reshape(weight.shape)
+        return self._flat_delta(accepted(self, weight).device).reshape(weight.shape)
 
     def _flat_delta(self, device: torch.device) -> Tensor:
-        up, down = self.up.to(device, torch.float32), self.down.to(device, torch.float32)
-        return (up.flatten(1) @ down.flatten(1)).mul_(self.scale)
+        up = self.up.to(device, torch.float32)
+        return (up.flatten(1) @ self._kernels(device).flatten(1)).mul_(self.scale)
+
+    def _kernels(self, device: torch.device) -> Tensor:
+        """down in float32, with mid in it."""
+        down = self.down.to(device, torch.float32)
+        return down if self.mid is None else mix(self.mid.to(device, torch.float32), down.flatten(1))
+
+    def bias_delta(self, bias: Tensor | None = None) -> Tensor | None:
+        """scale · bias; None if up has none."""
+        if self.bias is None:
+            return None
+        device = self.bias.device if bias is None else bias.device
+        return self.bias.to(device, torch.float32) * self.scale
 
     def factors(self) -> Factors:
-        """The factors themselves."""
-        return Factors(self.down, self.up, self.scale)
+        """The factors themselves; in Tucker form down and mid are multiplied out in float32."""
+        down = self.down if self.mid is None else self._kernels(self.down.device)
+        return Factors(down, self.up, self.scale)
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """down, up and the scale."""
-        return {"down": self.down, "up": self.up, "scale": torch.tensor(self.scale, dtype=torch.float32)}
+        """The factors that there are, and the scale."""
+        named = {"down": self.down, "up": self.up, "mid": self.mid, "bias": self.bias}
+        present = {name: tensor for name, tensor in named.items() if tensor is not None}
+        return {**present, "scale": number(self.scale)}
 
     def problem(self, shape: tuple[int, ...]) -> str | None:
         """None if ΔW can be added to a weight of `shape`.
@@ -102,12 +151,8 @@ class LoRA(Kind):
         A 2-D pair fits a 1×1 convolution and the other way round: files in the wild hold both for the same
         layer.
         """
-        out, rest = self.up.shape[0], self.down.shape[1:]
-        columns = rest.numel()
-        fits = len(shape) >= 2 and shape[0] == out and torch.Size(shape[1:]).numel() == columns
-        if fits and len(shape) == 4 and len(rest) == 3:
-            fits = tuple(rest) == tuple(shape[1:])
-        if fits:
+        if fits(self.extent, shape):
             return None
-        factors = f"down is {tuple(self.down.shape)} and up is {tuple(self.up.shape)}"
+        mid = "" if self.mid is None else f", mid is {tuple(self.mid.shape)}"
+        factors = f"down is {tuple(self.down.shape)}{mid} and up is {tuple(self.up.shape)}"
         return f"{factors}, but the layer's weight is {shape}"
