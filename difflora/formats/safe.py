@@ -10,7 +10,8 @@ import math
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -46,6 +47,7 @@ PICKLE_MAGIC = (b"\x80", b"PK\x03\x04")  # a bare pickle, and the zip that torch
 # Line breaks and tabs are ordinary in JSON and comments; the rest moves cursors or turns text around.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _FIELDS = frozenset({"dtype", "shape", "data_offsets"})
+_JSON_STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+(?:"|\Z)', re.DOTALL)  # never goes back: linear in any text
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,7 @@ def load_header(file: BinaryIO, where: str) -> Header:
     text = file.read(length)
     if len(text) < length:
         raise AdapterFileError(f"{where}: became shorter while it was read")
+    _require_few_parts(text, where)
     content = _parse_json(text, where)
     metadata = _metadata(content.pop("__metadata__", {}), where)
     entries = _entries(content, size - 8 - length, where)
@@ -138,6 +141,14 @@ def _pickle_message(where: str) -> str:
         "Expected a .safetensors file; to take out its tensors alone, in a process of its own, run: "
         f'difflora convert "{where}"'
     )
+
+
+def _require_few_parts(text: bytes, where: str) -> None:
+    """Raises AdapterFileError for a header that would become millions of objects once it is parsed."""
+    structure = _JSON_STRING.sub(b"", text)
+    # A tensor has two lists, and between its parts and the next tensor at most as many commas as this.
+    if structure.count(b"[") > 2 * MAX_TENSORS or structure.count(b",") > (MAX_DIMS + 4) * MAX_TENSORS:
+        raise AdapterFileError(f"{where}: the header lists more than {MAX_TENSORS} tensors could need")
 
 
 def _parse_json(text: bytes, where: str) -> dict[str, Any]:
@@ -158,13 +169,13 @@ class _Objects:
 
     def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         self._count += 1
-        if self._count > MAX_TENSORS + 2:  # the metadata, and the object around all
+        # The metadata is one more object, and one more name; the object around all is one more again.
+        if self._count > MAX_TENSORS + 2 or len(pairs) > MAX_TENSORS + 1:
             raise ValueError(f"it lists more than {MAX_TENSORS} tensors")
         content = dict(pairs)
         if len(content) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in content if names.count(name) > 1)
-            raise ValueError(f"{clip(twice)} is there twice")
+            counts = Counter(name for name, _ in pairs)
+            raise ValueError(f"{clip(counts.most_common(1)[0][0])} is there twice")
         return content
 
 
@@ -224,9 +235,9 @@ def _entry_problem(fields: Any) -> str | None:
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         return f"dtype is {clip(str(dtype))}, expected one of {', '.join(DTYPES)}"
-    if not _whole_numbers(shape, MAX_DIM) or len(shape) > MAX_DIMS:
+    if not _whole_numbers(shape, MAX_DIM, count=range(MAX_DIMS + 1)):
         return f"the shape is {clip(str(shape))}, expected at most {MAX_DIMS} numbers from 0 to {MAX_DIM}"
-    if not _whole_numbers(offsets, 2**63) or len(offsets) != 2:
+    if not _whole_numbers(offsets, 2**63, count=range(2, 3)):
         return f"data_offsets are {clip(str(offsets))}, expected two byte offsets"
     expected = math.prod(shape) * DTYPES[dtype].itemsize
     if expected == 0:
@@ -236,8 +247,9 @@ def _entry_problem(fields: Any) -> str | None:
     return None
 
 
-def _whole_numbers(values: Any, limit: int) -> bool:
-    if not isinstance(values, Sequence) or isinstance(values, str):
+def _whole_numbers(values: Any, limit: int, *, count: range) -> bool:
+    """Whether `values` is a list of whole numbers up to `limit`, and of a length in `count`."""
+    if not isinstance(values, list) or len(values) not in count:
         return False
     return all(type(value) is int and 0 <= value <= limit for value in values)  # bool is an int, but no size
 
