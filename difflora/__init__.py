@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from difflora.adapter import Adapter, AdapterMeta, Stack, Weight, same
+    from difflora.algebra import bake, compare, extract, heat_map, interference, merge, negate, resize, scale
     from difflora.apply import applied
     from difflora.errors import AlreadyTrained, DiffloraError, Interrupted
     from difflora.families import Model, identify, load
@@ -48,25 +49,45 @@ __all__ = [
     "Weight",
     "__version__",
     "applied",
+    "bake",
+    "compare",
     "configure",
+    "extract",
     "fits",
     "generate",
     "grid",
+    "heat_map",
     "identify",
     "inspect",
+    "interference",
     "load",
+    "merge",
+    "negate",
     "read",
     "read_recipe",
     "replay",
+    "resize",
     "resolve",
     "same",
     "save_png",
+    "scale",
     "train",
     "write",
 ]
 
 _NAMES = {
     "adapter": ("Adapter", "AdapterMeta", "Stack", "Weight", "same"),
+    "algebra": (
+        "bake",
+        "compare",
+        "extract",
+        "heat_map",
+        "interference",
+        "merge",
+        "negate",
+        "resize",
+        "scale",
+    ),
     "apply": ("applied",),
     "errors": ("AlreadyTrained", "DiffloraError", "Interrupted"),
     "families": ("Model", "identify", "load"),
