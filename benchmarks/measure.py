@@ -58,11 +58,15 @@ def _timing(values: list[float]) -> Timing:
 
 
 def saved_bytes(forward: Callable[[], object]) -> int:
-    """Bytes of distinct storage that a forward pass keeps for its backward pass, without parameters."""
+    """Bytes of distinct storage that a forward pass keeps for its backward pass.
+
+    Parameters, and views such as a Linear's transposed weight, are not counted: they are there anyway.
+    """
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_leaf or not isinstance(tensor, torch.nn.Parameter):
+        owner = tensor if tensor._base is None else tensor._base
+        if not isinstance(owner, torch.nn.Parameter):
             storage = tensor.untyped_storage()
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor

@@ -131,7 +131,7 @@ class Run:
 
     def why_not_finite(self, step: int, value: float) -> str:
         """What to tell the user when loss or gradient is not finite in the step after `step` steps."""
-        broken = [factor.path for factor in self.injected.factors if not _finite(factor.down, factor.up)]
+        broken = [factor.path for factor in self.injected.factors if not _finite(*factor.parameters.values())]
         if broken:
             cause = f"the factors of {len(broken)} layers diverged ({broken[0]} ...): lower the learning rate"
         elif not _finite(*self.model.pipeline.unet.parameters()):

@@ -1,0 +1,11 @@
+"""The kinds that can be trained, one row each."""
+
+from collections.abc import Mapping
+
+from difflora.inject.lora import TrainedLoRA, TrainedPissa
+from difflora.inject.trainable import Trainable
+
+# kind -> how it starts -> what trains it
+TRAINABLE: Mapping[str, Mapping[str, type[Trainable]]] = {
+    "lora": {"default": TrainedLoRA, "pissa": TrainedPissa},
+}
