@@ -32,7 +32,7 @@ def adapter_lines(report: FileReport, *, with_metadata: bool) -> list[str]:
         "family": f"{report.family} ({title})",
         "trained on": report.metadata.get("ss_sd_model_name", ""),
         "modules": f"{len(report.matched)} ({', '.join(f'{name} {count}' for name, count in parts.items())})",
-        "kinds": ", ".join(f"{name} {count}" for name, count in report.kinds.items()),
+        "kinds": ", ".join(f"{name} {count}" for name, count in report.kind_counts.items()),
         "rank": ", ".join(map(str, report.ranks)),
         "stored as": ", ".join(report.dtypes),
         "trigger": report.trigger,

@@ -10,10 +10,12 @@ from difflora.formats.diffusers import Diffusers
 from difflora.formats.format import Format
 from difflora.formats.hashes import FileHashes, hashes
 from difflora.formats.kohya import Kohya
+from difflora.formats.modelspec import described
+from difflora.formats.peft import Peft
 from difflora.formats.reading import FileReport, inspect_file, read_file
 from difflora.formats.writing import WrittenFile, dtype_of, format_of, write_file
 
-FORMATS: tuple[type[Format], ...] = (Kohya, Diffusers)
+FORMATS: tuple[type[Format], ...] = (Kohya, Peft, Diffusers)
 """In the order in which they are asked whether a file is theirs."""
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "FileReport",
     "Format",
     "WrittenFile",
+    "described",
     "hashes",
     "inspect",
     "read",

@@ -1,7 +1,10 @@
-"""The format of diffusers and PEFT: dotted module names, and alpha in a JSON text among the metadata.
+"""The format of diffusers: dotted module names, and alpha in a JSON text among the metadata.
 
     unet.mid_block.attentions.0.proj_in  <->  unet.mid_block.attentions.0.proj_in.lora_A.weight  (down)
                                               unet.mid_block.attentions.0.proj_in.lora_B.weight  (up)
+
+It holds LoRA, DoRA and the biases of both. Read as well are all other dotted names: those of ComfyUI
+("diffusion_model.input_blocks..."), ai-toolkit, OneTrainer, XLabs and original checkpoints, with any kind.
 
 What is lost: a program that does not read `lora_adapter_metadata` (diffusers before 0.35, ComfyUI) takes
 alpha = rank, so it shows an adapter of scale s at 1/s of its strength; with alpha = rank nothing is lost.
@@ -11,33 +14,16 @@ import re
 from collections.abc import Collection
 from typing import ClassVar
 
-import torch
-
 from difflora.adapter import Adapter
 from difflora.families import Family
-from difflora.formats.format import ALPHA, DOWN, UP, Encoded, Format, Metadata, Part, Scale
-from difflora.formats.leaves import FOREIGN, writable
-from difflora.formats.peft_config import METADATA_KEY, TEXT_LEVEL, component_of, config_text, scales
+from difflora.formats.format import ALPHA, Encoded, Format, Metadata, Part, Scale
+from difflora.formats.peft_config import METADATA_KEY, config_text, scales
+from difflora.formats.peft_modules import encoded_modules
+from difflora.formats.suffixes import dotted
 
-# Spelling -> leaf; the first that matches counts. The adapter's name may be left in: "lora_A.default.weight".
-_SPELLINGS = (
-    (r"\.lora_B\.bias", "lora_up.bias"),
-    (r"\.lora_magnitude_vector(\.\w+)*", "dora_scale"),
-    (r"\.lora_A(\.\w+)?(\.weight)?", DOWN),
-    (r"\.lora_B(\.\w+)?(\.weight)?", UP),
-    (r"(\.lora|_lora|\.lora_linear_layer)\.down\.weight", DOWN),
-    (r"(\.lora|_lora|\.lora_linear_layer)\.up\.weight", UP),
-    (r"\.lora_down\.weight", DOWN),
-    (r"\.lora_up\.weight", UP),
-    (r"\.alpha", ALPHA),
-)
-_SUFFIXES = tuple((re.compile(rf"(.+?){spelling}"), leaf) for spelling, leaf in _SPELLINGS)
-_FOREIGN = tuple(
-    leaf for leaf in FOREIGN if leaf not in ("weight", "bias", "scale")
-)  # a whole layer has these
-
-# Attention processors of 2023 had names of their own for the projections.
-_OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+# Attention processors of 2023 had a level of their own, and in text encoders names of their own.
+_PROCESSOR = re.compile(r"(attn\d?)\.processor\.")
+_OLD_TEXT = re.compile(r"(\.self_attn)\.to_(q|k|v|out)")
 
 
 class Diffusers(Format):
@@ -54,27 +40,9 @@ class Diffusers(Format):
 
     @classmethod
     def part(cls, name: str) -> Part | None:
-        """Split before the spelling of the factor."""
-        for pattern, leaf in _SUFFIXES:
-            if match := pattern.fullmatch(name):
-                return Part(match[1], leaf)
-        for leaf in _FOREIGN:
-            if name.endswith(f".{leaf}"):
-                return Part(name.removesuffix(f".{leaf}"), leaf)
-        return None
-
-    @classmethod
-    def path(cls, module: str, family: Family) -> str | None:
-        """With the component, with the text_model level, and without the attention processor of old files."""
-        component, inner = component_of(module.replace(".processor.", "."))
-        if component.startswith("text_encoder"):
-            inner = inner if inner.startswith((TEXT_LEVEL, "text_projection")) else TEXT_LEVEL + inner
-            head, _, last = inner.rpartition(".")
-            inner = f"{head}.{_OLD_TEXT.get(last, last)}" if head else last
-        elif inner.endswith(".to_out"):
-            inner += ".0"
-        path = f"{component or 'unet'}.{inner}"
-        return path if path in family.paths else None
+        """Split before the spelling of the leaf; what only old files have in a module's name is left out."""
+        part = dotted(name)
+        return part and Part(modern(part.module), part.leaf)
 
     @classmethod
     def scale(cls, metadata: Metadata) -> Scale:
@@ -84,9 +52,17 @@ class Diffusers(Format):
     @classmethod
     def encode(cls, adapter: Adapter, family: Family) -> Encoded:
         """down and up as they are, and the configuration that gives each its scale."""
-        modules = writable(adapter, cls.title)
-        tensors: dict[str, torch.Tensor] = {}
-        for path, lora in modules.items():
-            tensors[f"{path}.lora_A.weight"] = lora.down
-            tensors[f"{path}.lora_B.weight"] = lora.up
+        modules = encoded_modules(adapter, cls.title)
+        tensors = {
+            f"{path}.{suffix}": tensor
+            for path, module in modules.items()
+            for suffix, tensor in module.factors.items()
+        }
         return Encoded(tensors, {"format": "pt", METADATA_KEY: config_text(modules)})
+
+
+def modern(module: str) -> str:
+    """A module's name as diffusers has it today."""
+    module = _PROCESSOR.sub(r"\1.", module)
+    module = _OLD_TEXT.sub(lambda match: f"{match[1]}.{match[2]}_proj", module)
+    return f"{module}.0" if module.endswith(".to_out") else module

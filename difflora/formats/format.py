@@ -1,8 +1,8 @@
 """What every adapter file format promises, and the neutral words that reading and writing share.
 
 A file is a set of named tensors. A format splits each name into the module it belongs to and a leaf, which
-says which factor it is; the leaves are kohya's own spellings ("lora_down.weight", "alpha", "hada_w1_a"
-...), into which every format translates.
+says which factor it is; the leaves are kohya's and LyCORIS's own spellings ("lora_down.weight", "alpha",
+"hada_w1_a" ...), into which every format translates.
 """
 
 from abc import ABC, abstractmethod
@@ -13,18 +13,20 @@ from typing import ClassVar
 from torch import Tensor
 
 from difflora.adapter import Adapter
+from difflora.errors import AdapterFileError, listing
 from difflora.families import Family
+from difflora.kinds import Kind, ScaleOf
 
 DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
 
 Metadata = Mapping[str, str]
 Scale = Callable[[str, int], float]
-"""(module as the file names it, rank) -> scale."""
+"""(module, rank) -> scale."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One tensor's name taken apart: the module as the file names it, and the leaf."""
+    """One tensor's name taken apart: the module, by a name that families know, and the leaf."""
 
     module: str
     leaf: str
@@ -39,10 +41,15 @@ class Encoded:
 
 
 class Format(ABC):
-    """One file format for adapters: a set of functions, of which no object is made."""
+    """One file format for adapters: a set of functions, of which no object is made.
+
+    `is_folder`: whether an adapter is a folder of files. `is_written`: whether difflora writes it.
+    """
 
     name: ClassVar[str]
     title: ClassVar[str]
+    is_folder: ClassVar[bool] = False
+    is_written: ClassVar[bool] = True
 
     @classmethod
     @abstractmethod
@@ -55,17 +62,27 @@ class Format(ABC):
         """A tensor name taken apart; None if it is none of this format's."""
 
     @classmethod
-    @abstractmethod
-    def path(cls, module: str, family: Family) -> str | None:
-        """The path of a module as the file names it; None if the family has no such module."""
+    def parts(cls, shapes: Mapping[str, tuple[int, ...]], metadata: Metadata) -> dict[str, Part | None]:
+        """Every tensor name of a file taken apart."""
+        return {name: cls.part(name) for name in shapes}
 
     @classmethod
-    @abstractmethod
+    def settled(cls, kinds: tuple[Kind, ...], scale: ScaleOf) -> tuple[Kind, ...]:
+        """The kinds of one module, where this format means another thing by the same leaves than LyCORIS."""
+        return kinds
+
+    @classmethod
+    def path(cls, module: str, family: Family) -> str | None:
+        """A path that the module stands for; None if the family has no such module."""
+        return next(iter(family.paths_of(module)), None)
+
+    @classmethod
     def scale(cls, metadata: Metadata) -> Scale:
-        """How strongly each module acts for which the file holds no alpha tensor.
+        """How strongly each module acts for which the file holds no alpha tensor: fully, by default.
 
         Raises ValueError, saying why, if the metadata cannot be understood.
         """
+        return lambda module, rank: 1.0
 
     @classmethod
     @abstractmethod
@@ -74,3 +91,11 @@ class Format(ABC):
 
         Raises AdapterFileError naming everything that this format cannot hold.
         """
+
+
+def refusal(adapter: Adapter, title: str, problems: list[str], step: str) -> AdapterFileError:
+    """The error for an adapter that a format cannot hold; `problems` are all of them, one a line."""
+    return AdapterFileError(
+        f"adapter {adapter.meta.name!r} cannot be written as a {title} (problems: {len(problems)}).\n"
+        f"{listing(problems)}\n{step}"
+    )

@@ -1,25 +1,31 @@
-"""The format of kohya's sd-scripts, which A1111, ComfyUI, Forge and diffusers read.
+"""The format of kohya's sd-scripts and of LyCORIS, which A1111, ComfyUI, Forge and diffusers read.
 
     unet.mid_block.attentions.0.proj_in  <->  lora_unet_mid_block_attentions_0_proj_in.lora_down.weight
                                               lora_unet_mid_block_attentions_0_proj_in.lora_up.weight
                                               lora_unet_mid_block_attentions_0_proj_in.alpha
 
-diffusers (0.42) has two limits with these files: attention modules whose alpha is not that of most are given
-that one, and a text encoder is read only if an `out_proj` is among its modules. Its own format has neither.
+It holds every kind, and words with vectors of their own. diffusers (0.42) has limits with these files: it
+reads LoRA only, attention modules whose alpha is not that of most are given that one, and a text encoder is
+read only if an `out_proj` is among its modules. Its own format has neither of the last two.
 """
 
 from collections.abc import Collection
 from typing import ClassVar
 
-import torch
+from torch import Tensor
 
 from difflora.adapter import Adapter
+from difflora.errors import AdapterError
 from difflora.families import Family
-from difflora.formats.format import ALPHA, DOWN, UP, Encoded, Format, Metadata, Part, Scale
-from difflora.formats.leaves import LEAVES, writable
+from difflora.families.fused import kohya_modules
+from difflora.formats import embeddings
+from difflora.formats.format import Encoded, Format, Metadata, Part, refusal
+from difflora.formats.leaves import leaves_of
+from difflora.formats.suffixes import flattened
+from difflora.kinds import Kind
 
-_PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "oft_unet_", "lycoris_")
-_SPELLINGS = {"lora_A.weight": DOWN, "lora_B.weight": UP}
+_PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "lora_transformer_",
+             "lora_prior_", "oft_unet_", "lycoris_")  # fmt: skip
 
 
 class Kohya(Format):
@@ -36,27 +42,27 @@ class Kohya(Format):
     @classmethod
     def part(cls, name: str) -> Part | None:
         """Split at the first dot: flattened names have none."""
-        module, _, leaf = name.partition(".")
-        leaf = _SPELLINGS.get(leaf, leaf)
-        return Part(module, leaf) if module.startswith(_PREFIXES) and leaf in LEAVES else None
-
-    @classmethod
-    def path(cls, module: str, family: Family) -> str | None:
-        """Looked up whole, since "_" stands for itself and for a dot."""
-        return family.kohya_names.get(module)
-
-    @classmethod
-    def scale(cls, metadata: Metadata) -> Scale:
-        """A module without an alpha tensor has alpha = rank, for kohya's own tools too."""
-        return lambda module, rank: 1.0
+        return flattened(name) if name.startswith(_PREFIXES) else None
 
     @classmethod
     def encode(cls, adapter: Adapter, family: Family) -> Encoded:
-        """down and up as they are, a convolution's with four dimensions, and alpha as a float32 number."""
-        tensors: dict[str, torch.Tensor] = {}
-        for path, lora in writable(adapter, cls.title).items():
-            module = family.kohya_name(path)
-            tensors[f"{module}.{DOWN}"] = lora.down
-            tensors[f"{module}.{UP}"] = lora.up
-            tensors[f"{module}.{ALPHA}"] = torch.tensor(lora.scale * lora.rank, dtype=torch.float32)
-        return Encoded(tensors, {})
+        """Every leaf as it is, and alpha as a float32 number."""
+        tensors: dict[str, Tensor] = {}
+        problems: list[str] = []
+        for path, kinds in sorted(adapter.modules.items()):
+            try:
+                leaves_of(kinds)
+            except AdapterError as error:
+                problems.append(f"{path}: {error}")
+        if problems:
+            raise refusal(adapter, cls.title, problems, "Merge or extract these modules to one kind first.")
+        for module, kinds in _modules(adapter, family).items():
+            tensors |= {f"{module}.{leaf}": tensor for leaf, tensor in leaves_of(kinds).items()}
+        return Encoded(tensors | embeddings.leaves(adapter.tokens, family), {})
+
+
+def _modules(adapter: Adapter, family: Family) -> dict[str, tuple[Kind, ...]]:
+    """The kinds of each module of the file, under its flattened name."""
+    if all(family.kohya_group(path)[1][0].is_whole for path in adapter.modules):
+        return {family.kohya_name(path): kinds for path, kinds in adapter.modules.items()}
+    return kohya_modules(family, adapter.modules)

@@ -1,99 +1,178 @@
-"""From the leaves of one module to its kind, and back."""
+"""From the leaves of one module to the kinds that change it, and back."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from difflora.adapter import Adapter
-from difflora.errors import AdapterError, AdapterFileError, listing
+from difflora.errors import AdapterError
 from difflora.formats.format import ALPHA, DOWN, UP
-from difflora.kinds import LoRA
+from difflora.kinds import KINDS, Kind, ScaleOf
 
 FACTOR_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_ALPHA = 1e8
+DORA, MAGNITUDE = "dora_scale", "magnitude"
 
-_FOREIGN: Mapping[str, tuple[str, ...]] = {
-    "LoCon in Tucker form": ("lora_mid.weight",),
-    "DoRA": ("dora_scale", "magnitude"),
-    "LoRA with a bias": ("lora_up.bias", "bias", "bias_indices", "bias_values", "bias_size"),
-    "LoRA with a scale instead of alpha": ("scale",),
-    "LoRA on an embedding": ("lora_embedding_A", "lora_embedding_B"),
-    "LoHa": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
-    "LoKr": ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
-    "GLoRA": ("a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight"),
-    "IA3": ("weight", "on_input"),
-    "a full difference": ("diff", "diff_b"),
-    "a norm difference": ("w_norm", "b_norm"),
-    "a replaced weight": ("set_weight", "reshape_weight"),
-    "OFT": ("oft_blocks", "oft_diag", "rescale", "oft_R.weight"),
-    "T-LoRA": ("q_layer.weight", "p_layer.weight", "lambda_layer", "base_q", "base_p", "base_lambda"),
+LEAVES = frozenset(
+    {DOWN, UP, "lora_mid.weight", ALPHA, DORA, MAGNITUDE, "lora_up.bias", "scale", "bias"}
+    | {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"}
+    | {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"}
+    | {"a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight", "weight", "on_input"}
+    | {"diff", "diff_b", "w_norm", "b_norm", "set_weight", "set_bias"}
+    | {"oft_blocks", "oft_diag", "rescale"}
+)
+"""Every leaf that some kind is made of, in the spelling of kohya and LyCORIS."""
+
+_T_LORA = "is part of a T-LoRA, whose rank changes with the timestep, so that it is no one change of a weight"
+_SPARSE = "is a sparse remainder beside a LoRA, as LyCORIS once extracted; extract it again without one"
+_EMBEDDING = "is LoRA on an embedding, which takes rows by number where a layer multiplies"
+REFUSED: Mapping[str, str] = {
+    **dict.fromkeys(("q_layer.weight", "p_layer.weight", "lambda_layer"), _T_LORA),
+    **dict.fromkeys(("base_q", "base_p", "base_lambda"), _T_LORA),
+    **dict.fromkeys(("bias_indices", "bias_values", "bias_size"), _SPARSE),
+    **dict.fromkeys(("lora_embedding_A", "lora_embedding_B"), _EMBEDDING),
+    "reshape_weight": "enlarges a layer of the base, as control models do: it would be another base",
+    "oft_R.weight": "is PEFT's form of OFT, which is not the one of kohya and LyCORIS",
+    "ia3_l": "is PEFT's form of IA3, which scales biases as well",
 }
+"""Leaves of which it is known what they are, and the reason why no kind is made of them."""
 
-FOREIGN: Mapping[str, str] = {leaf: kind for kind, leaves in _FOREIGN.items() for leaf in leaves}
-"""Leaf -> the kind, not read yet, that it gives away."""
-
-LEAVES = frozenset({DOWN, UP, ALPHA, *FOREIGN})
+_NUMBERS = frozenset({ALPHA, "scale", "on_input"})
 
 
-def build(leaves: Mapping[str, Tensor], scale: Callable[[int], float]) -> LoRA:
-    """The kind that these leaves of one module make; `scale` of its rank is its scale if there is no alpha.
+def kinds_of(leaves: Mapping[str, Tensor], scale: ScaleOf) -> tuple[Kind, ...]:
+    """The kinds that the leaves of one module make, in the order of KINDS; every leaf belongs to one.
 
-    A factor of 2 dimensions beside one of 4 becomes a 1×1 convolution: some trainers store the up factor of
-    convolutions flat. The values of tensors on the meta device are not looked at.
-
-    Raises AdapterError if a leaf is missing or they contradict each other.
+    `scale` is that of a module without alpha. Values of tensors on the meta device are not looked at.
+    Raises AdapterError, saying all that is wrong, if a leaf is missing, contradicts another, is of no kind
+    that there is, or has a dtype that no factor has.
     """
-    if missing := [leaf for leaf in (DOWN, UP) if leaf not in leaves]:
-        raise AdapterError(f"has {' and '.join(sorted(leaves))}, but no {' and no '.join(missing)}")
-    down, up = leaves[DOWN], leaves[UP]
-    for leaf, factor in ((DOWN, down), (UP, up)):
-        if factor.dtype not in FACTOR_DTYPES:
-            raise AdapterError(f"{leaf} is {_short(factor.dtype)}, expected float32, float16 or bfloat16")
-    if down.ndim == 4 and up.ndim == 2:
-        up = up[:, :, None, None]
-    elif down.ndim == 2 and up.ndim == 4:
-        down = down[:, :, None, None]
-    module = LoRA(down, up, scale=1.0)
+    problems = [f"{leaf} {REFUSED[leaf]}" for leaf in sorted(leaves) if leaf in REFUSED]
+    problems += [
+        f"{leaf} is {_short(tensor.dtype)}, expected float32, float16 or bfloat16"
+        for leaf, tensor in sorted(leaves.items())
+        if leaf not in _NUMBERS | REFUSED.keys() and tensor.dtype not in FACTOR_DTYPES
+    ]
+    if problems:
+        raise AdapterError("; ".join(problems))
+    left = canonical(leaves)
+    scale = _scale(left, scale)
+    kinds: list[Kind] = []
+    for member in KINDS:
+        mine = member.claim({leaf: tuple(tensor.shape) for leaf, tensor in left.items()})
+        if not mine:
+            continue
+        claimed = {leaf: left.pop(leaf) for leaf in sorted(mine)}
+        try:
+            kinds.append(member.from_leaves(claimed, scale))
+        except AdapterError as error:
+            problems.append(str(error))
+    if left:
+        problems.append(f"{', '.join(sorted(left))}: no kind of change has this and nothing else")
+    if problems:
+        raise AdapterError("; ".join(problems))
+    return tuple(kinds)
+
+
+def canonical(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The leaves as LyCORIS has them: the norms of output rows of PEFT and ai-toolkit as a dora_scale."""
+    found = dict(leaves)
+    is_convolution = any(found[leaf].ndim == 4 for leaf in (DOWN, UP) if leaf in found)
+    ones = (1,) * (3 if is_convolution else 1)
+    if MAGNITUDE in found and DORA not in found:
+        found[DORA] = found.pop(MAGNITUDE).reshape(-1, *ones)
+    if DORA in found and found[DORA].ndim == 1:
+        found[DORA] = found[DORA].reshape(-1, *ones)
+    return found
+
+
+def leaves_of(kinds: Sequence[Kind]) -> dict[str, Tensor]:
+    """The leaves of a module that these kinds change: the inverse of `kinds_of`.
+
+    Raises AdapterError if there are none, or no file can hold them beside each other.
+    """
+    names = ", ".join(kind.name for kind in kinds)
+    found: dict[str, Tensor] = {}
+    for kind in kinds:
+        for leaf, tensor in kind.to_leaves().items():
+            if leaf in found and not (leaf == ALPHA and torch.equal(found[leaf], tensor)):
+                raise AdapterError(
+                    f"holds {names}, of which two have a {leaf}; a file has one for each module"
+                )
+            found[leaf] = tensor
+    if not found:
+        raise AdapterError("holds nothing")
+    if len(kinds) > 1 and _read_back(found) != _told_apart(kind.name for kind in kinds):
+        raise AdapterError(f"holds {names}, which could not be told apart in a file")
+    return found
+
+
+def rank_of(leaves: Mapping[str, Tensor]) -> int | None:
+    """The number by which a file states the size of a low-rank kind; None for the others."""
+    for leaf, axis in _RANK_AXES.items():
+        if leaf in leaves:
+            return leaves[leaf].shape[axis]
+    return None
+
+
+def width_of(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """The number of input features of a linear layer, from its leaves; None if they do not tell."""
+    for leaf in (DOWN, "hada_w1_b", "a2.weight", "diff", "set_weight"):
+        if leaf in shapes and len(shapes[leaf]) > 1:
+            return shapes[leaf][1]
+    left = shapes.get("lokr_w1") or shapes.get("lokr_w1_b")
+    right = shapes.get("lokr_w2") or shapes.get("lokr_w2_b")
+    if left and right and len(left) > 1 and len(right) > 1:
+        return left[1] * right[1]
+    return None
+
+
+_RANK_AXES = {DOWN: 0, "hada_w1_b": 0, "lokr_w2_b": 0, "lokr_w1_b": 0, "b2.weight": 0, "oft_blocks": 0}
+
+
+def _scale(leaves: dict[str, Tensor], configured: ScaleOf) -> ScaleOf:
+    """How strongly the low-rank kinds of a module act; takes `scale` out of the leaves, which no kind has.
+
+    A stored scale, of A1111, counts for more than alpha.
+    """
+    for leaf in (ALPHA, "scale"):
+        if leaf in leaves and leaves[leaf].numel() != 1:
+            raise AdapterError(f"{leaf} has the shape {tuple(leaves[leaf].shape)}, expected one number")
+    if "scale" in leaves:
+        stated = leaves.pop("scale")
+        leaves.pop(ALPHA, None)
+        return lambda rank: _number("scale", stated)
     if ALPHA not in leaves:
-        return replace(module, scale=scale(module.rank))
-    return replace(module, scale=_alpha(leaves[ALPHA]) / module.rank)
+        return configured
+    alpha = leaves[ALPHA] = leaves[ALPHA].reshape(())
+    return lambda rank: _number(ALPHA, alpha) / rank
 
 
-def _alpha(alpha: Tensor) -> float:
-    if alpha.ndim > 1 or alpha.numel() != 1:
-        raise AdapterError(f"alpha has the shape {tuple(alpha.shape)}, expected one number")
-    if alpha.is_meta:
+def _number(leaf: str, tensor: Tensor) -> float:
+    if tensor.is_meta:
         return 1.0
-    value = float(alpha)
+    value = float(tensor)
     if not (math.isfinite(value) and abs(value) <= MAX_ALPHA):
-        raise AdapterError(f"alpha is {value}, expected a number up to {MAX_ALPHA:g}")
+        raise AdapterError(f"{leaf} is {value}, expected a number up to {MAX_ALPHA:g}")
     return value
 
 
-def writable(adapter: Adapter, title: str) -> dict[str, LoRA]:
-    """The one LoRA of each path of `adapter`, sorted by path.
+def _read_back(leaves: Mapping[str, Tensor]) -> list[str]:
+    """The names of the kinds that a reader of these leaves finds."""
+    left = {leaf: tuple(tensor.shape) for leaf, tensor in leaves.items()}
+    names = []
+    for member in KINDS:
+        if mine := member.claim(left):
+            names.append(member.name)
+            left = {leaf: shape for leaf, shape in left.items() if leaf not in mine}
+    return sorted([*names, *left])
 
-    Raises AdapterFileError naming everything that a file in the format `title` cannot hold.
-    """
-    problems = [f"the word {word!r}: embeddings cannot be written" for word in sorted(adapter.tokens)]
-    modules: dict[str, LoRA] = {}
-    for path, kinds in sorted(adapter.modules.items()):
-        if len(kinds) == 1 and isinstance(kinds[0], LoRA):
-            modules[path] = kinds[0]
-        else:
-            names = ", ".join(kind.name for kind in kinds) or "nothing"
-            problems.append(f"{path}: holds {names}, expected one lora")
-    if not modules and not problems:
-        problems.append("it changes no module")
-    if problems:
-        raise AdapterFileError(
-            f"adapter {adapter.meta.name!r} cannot be written as a {title} (problems: {len(problems)}).\n"
-            f"{listing(problems)}\nMerge or extract it to plain LoRA first."
-        )
-    return modules
+
+def _told_apart(names: Iterable[str]) -> list[str]:
+    """The names that a reader finds for these: a bias beside a full difference is part of it."""
+    found = sorted(names)
+    return [name for name in found if name != "bias" or "full" not in found]
 
 
 def _short(dtype: torch.dtype) -> str:

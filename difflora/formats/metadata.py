@@ -6,13 +6,14 @@ or private paths, so that the same run gives the same file.
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PureWindowsPath
 
 from difflora.adapter import Adapter, AdapterMeta
 from difflora.formats.format import Metadata
-from difflora.kinds import LoRA
+from difflora.formats.modelspec import THUMBNAIL, is_thumbnail
+from difflora.formats.network import network_facts, widths
 
 MAX_LABEL = 200
 SPEC_VERSION = "1.0.1"
@@ -31,9 +32,9 @@ _LEFT_OUT = frozenset(
         "ss_reg_dataset_dirs",
         "modelspec.date",
         "modelspec.hash_sha256",
-        "modelspec.thumbnail",
     }
 )
+_CONDITIONED = (".attn2.to_k", ".attn2.to_v")
 _CARRIED = ("ss_", "modelspec.")
 _ABSOLUTE_PATH = re.compile(r"""(?:^|[\s"'=,(\[])(?:/[^/\s"']+/|[A-Za-z]:[\\/]|\\\\|~/)""")
 
@@ -48,17 +49,17 @@ class Base:
     resolution: str
 
 
+_STABILITY = "https://github.com/Stability-AI/generative-models"
 _BASES: Mapping[str, Base] = {
     "sd1": Base("sd_v1", "stable-diffusion-v1", "diffusers", "512x512"),
     "sd2": Base("sd_v2", "stable-diffusion-v2-512", "diffusers", "512x512"),
     "sd2-v": Base("sd_v2_v", "stable-diffusion-v2-768-v", "diffusers", "768x768"),
-    "sdxl": Base(
-        "sdxl_base_v1-0",
-        "stable-diffusion-xl-v1-base",
-        "https://github.com/Stability-AI/generative-models",
-        "1024x1024",
-    ),
+    "sdxl": Base("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", _STABILITY, "1024x1024"),
+    "sd3": Base("medium", "stable-diffusion-3-medium", _STABILITY, "1024x1024"),
+    "flux": Base("flux1", "flux-1-dev", "https://github.com/black-forest-labs/flux", "1024x1024"),
 }
+# Families with several models, which only the file itself tells apart, by how their names begin.
+_STATED = {"sd3": "stable-diffusion-3", "flux": "flux-1-"}
 
 
 def meta_of(metadata: Metadata, *, stem: str, family: str, data_hash: str) -> AdapterMeta:
@@ -74,8 +75,8 @@ def meta_of(metadata: Metadata, *, stem: str, family: str, data_hash: str) -> Ad
     )
 
 
-def metadata_of(adapter: Adapter, family: str, modules: Mapping[str, LoRA]) -> dict[str, str]:
-    """The metadata of a file that holds `adapter`, less the hashes; `modules` maps its paths to its kinds.
+def metadata_of(adapter: Adapter, family: str) -> dict[str, str]:
+    """The metadata of a file that holds `adapter`, less the hashes.
 
     Facts of training and descriptions that came with the adapter stay, without paths of the machine they
     are from.
@@ -83,18 +84,23 @@ def metadata_of(adapter: Adapter, family: str, modules: Mapping[str, LoRA]) -> d
     facts = _carried(adapter.meta.training)
     version = facts.get("ss_base_model_version", "")
     v_prediction = facts.get("modelspec.prediction_type") == "v" or version.endswith("_v")
-    base = _BASES[_base(family, modules, facts, v_prediction=v_prediction)]
+    base = _BASES[_base(family, adapter, facts, v_prediction=v_prediction)]
+    architecture, version = f"{base.architecture}/lora", base.version
+    if family in _STATED and facts.get("modelspec.architecture", "").startswith(_STATED[family]):
+        architecture = facts["modelspec.architecture"]
+        version = facts.get("ss_base_model_version", version)
     computed = {
-        "ss_base_model_version": "sd_v1_v" if base.version == "sd_v1" and v_prediction else base.version,
-        "ss_v2": str(base.version.startswith("sd_v2")),
+        "ss_base_model_version": "sd_v1_v" if version == "sd_v1" and v_prediction else version,
+        "ss_v2": str(version.startswith("sd_v2")),
         "modelspec.sai_model_spec": SPEC_VERSION,
-        "modelspec.architecture": f"{base.architecture}/lora",
+        "modelspec.architecture": architecture,
         "modelspec.implementation": base.implementation,
     }
     defaults = {"modelspec.resolution": base.resolution}
     if v_prediction:
         defaults["modelspec.prediction_type"] = "v"
-    return {**defaults, **facts, **computed, **_names(adapter.meta, facts), **_network(modules)}
+    network = network_facts(adapter.modules) if adapter.modules else {}
+    return {**defaults, **facts, **computed, **_names(adapter.meta, facts), **network}
 
 
 def _names(meta: AdapterMeta, facts: Metadata) -> dict[str, str]:
@@ -115,39 +121,15 @@ def _names(meta: AdapterMeta, facts: Metadata) -> dict[str, str]:
     return names
 
 
-def _network(modules: Mapping[str, LoRA]) -> dict[str, str]:
-    """Ranks and alphas as kohya states them: of linear layers and 1×1 convolutions, and of larger ones."""
-    larger = {path for path, lora in modules.items() if lora.down.ndim == 4 and lora.down.shape[2:] != (1, 1)}
-    dim, alpha = _common(
-        lora for path, lora in modules.items() if path not in larger or len(larger) == len(modules)
-    )
-    arguments: dict[str, str] = {}
-    if larger and len(larger) < len(modules):
-        arguments["conv_dim"], arguments["conv_alpha"] = _common(modules[path] for path in larger)
-    return {
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": dim,
-        "ss_network_alpha": alpha,
-        "ss_network_args": json.dumps(arguments),
-    }
-
-
-def _common(modules: Iterable[LoRA]) -> tuple[str, str]:
-    pairs = {(lora.rank, round(lora.scale * lora.rank, 6)) for lora in modules}
-    ranks, alphas = {rank for rank, _ in pairs}, {alpha for _, alpha in pairs}
-    dim, alpha = (str(*values) if len(values) == 1 else "Dynamic" for values in (ranks, alphas))
-    return dim, alpha
-
-
-def _base(family: str, modules: Mapping[str, LoRA], facts: Metadata, *, v_prediction: bool) -> str:
+def _base(family: str, adapter: Adapter, facts: Metadata, *, v_prediction: bool) -> str:
     """The row of _BASES; SD 2.x is known by the width of its text, or by what the trainer wrote."""
-    widths = {
-        lora.down.shape[1] for path, lora in modules.items() if path.endswith((".attn2.to_k", ".attn2.to_v"))
-    }
+    if family != "sd1":
+        return family
     stated = facts.get("ss_v2") == "True" or facts.get("modelspec.architecture", "").startswith(
         "stable-diffusion-v2"
     )
-    if family == "sd1" and (1024 in widths or stated):
+    conditioned = {path: kinds for path, kinds in adapter.modules.items() if path.endswith(_CONDITIONED)}
+    if stated or 1024 in widths(conditioned).values():
         return "sd2-v" if v_prediction else "sd2"
     return family
 
@@ -155,7 +137,9 @@ def _base(family: str, modules: Mapping[str, LoRA], facts: Metadata, *, v_predic
 def _carried(training: Metadata) -> dict[str, str]:
     kept = {}
     for key, value in training.items():
-        if key.startswith(_CARRIED) and key not in _LEFT_OUT:
+        if key == THUMBNAIL and is_thumbnail(value):
+            kept[key] = value
+        elif key.startswith(_CARRIED) and key not in _LEFT_OUT and key != THUMBNAIL:
             scrubbed = _private_path(value)
             if not _ABSOLUTE_PATH.search(scrubbed):
                 kept[key] = scrubbed

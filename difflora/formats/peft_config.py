@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from difflora.formats.format import Metadata, Scale
-from difflora.kinds import LoRA
+from difflora.formats.peft_modules import PeftModule
 
 METADATA_KEY = "lora_adapter_metadata"
-DEFAULT_ALPHA = 8  # PEFT's, where a configuration does not say
+DEFAULT_ALPHA = DEFAULT_RANK = 8  # PEFT's, where a configuration does not say
 MAX_EXPRESSIONS = 32
 TEXT_LEVEL = "text_model."
 
@@ -28,14 +28,15 @@ _SAFE = re.compile(r"[\w.\\^$|()\[\]*+?-]{1,200}")
 def component_of(module: str) -> tuple[str, str]:
     """The component that a file's module name starts with, and the rest; "" where there is none."""
     component, _, inner = module.partition(".")
-    return (component, inner) if component == "unet" or component.startswith("text_encoder") else ("", module)
+    known = component in ("unet", "transformer") or component.startswith("text_encoder")
+    return (component, inner) if known else ("", module)
 
 
 def scales(metadata: Metadata) -> Scale:
     """Each module's scale by the configuration in `metadata`; 1 where there is none.
 
-    alpha / rank, or alpha / sqrt(rank) for rsLoRA. Raises ValueError if the configuration cannot be
-    understood.
+    alpha / rank, or alpha / sqrt(rank) for rsLoRA; a rank of 0 stands for that of the configuration.
+    Raises ValueError if the configuration cannot be understood.
     """
     if METADATA_KEY not in metadata:
         return lambda module, rank: 1.0
@@ -55,23 +56,64 @@ def scales(metadata: Metadata) -> Scale:
     return scale
 
 
+# What other initialisations, or other forms of LoRA, do to an adapter that this reader would not see.
+_BASE_CHANGED = ("pissa", "olora", "corda", "lora_ga", "loftq")
+_NOT_PLAIN = {
+    "fan_in_fan_out": "the weights are stored transposed",
+    "layer_replication": "layers of the base are repeated",
+    "target_parameters": "parameters are changed that are no layer's weight",
+    "trainable_token_indices": "single rows of an embedding are changed",
+    "alora_invocation_tokens": "it acts after certain tokens only",
+    "use_qalora": "the input is pooled in groups (QA-LoRA)",
+    "use_bdlora": "its factors are block-diagonal (BD-LoRA)",
+    "kasa_config": "its factors are scaled by singular values (KaSA)",
+}
+_ALPHA = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
+
+
 class _Settings:
     """The part of a configuration that concerns one component."""
 
     def __init__(self, config: Mapping[str, Any], component: str) -> None:
         prefix = f"{component}." if component else ""
-        self._alpha = _number(f"{prefix}lora_alpha", config.get(f"{prefix}lora_alpha", DEFAULT_ALPHA))
-        self._root = config.get(f"{prefix}use_rslora", False) is True
-        patterns = config.get(f"{prefix}alpha_pattern") or {}
-        if not isinstance(patterns, dict):
-            raise ValueError(f"{prefix}alpha_pattern is not a JSON object")
-        self._patterns = _Patterns({key: _number(key, value) for key, value in patterns.items()})
+        own = {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
+        _usable(prefix, own)
+        name = _ALPHA[own.get("peft_type", "LORA")]
+        self._alpha = _number(f"{prefix}{name}", own.get(name, DEFAULT_ALPHA))
+        self._rank = _number(f"{prefix}r", own.get("r", DEFAULT_RANK))
+        self._root = own.get("use_rslora", False) is True
+        self._alphas = _patterns(f"{prefix}alpha_pattern", own.get("alpha_pattern"))
+        self._ranks = _patterns(f"{prefix}rank_pattern", own.get("rank_pattern"))
 
     def scale(self, module: str, rank: int) -> float:
         # The configuration names text modules as the library that wrote it did: with this level or without.
         bare = module.removeprefix(TEXT_LEVEL)
-        alpha = self._patterns.first((bare, TEXT_LEVEL + bare), self._alpha)
-        return alpha / (math.sqrt(rank) if self._root else rank)
+        names = (bare, TEXT_LEVEL + bare)
+        alpha = self._alphas.first(names, self._alpha)
+        size = rank or self._ranks.first(names, self._rank)
+        return alpha / (math.sqrt(size) if self._root else size)
+
+
+def _usable(prefix: str, own: Mapping[str, Any]) -> None:
+    """Raises ValueError if adapters under these settings are not what their tensors say."""
+    kind = own.get("peft_type", "LORA")
+    if kind not in _ALPHA:
+        raise ValueError(f"{prefix}peft_type is {str(kind)[:40]}, expected {', '.join(_ALPHA)}")
+    for key, reason in _NOT_PLAIN.items():
+        if own.get(key):
+            raise ValueError(f"{prefix}{key} is {str(own[key])[:40]}: {reason}, which cannot be read")
+    start = own.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_BASE_CHANGED):
+        raise ValueError(
+            f"{prefix}init_lora_weights is {start[:40]}, which changed the base as well: save the adapter "
+            "again with PEFT's path_initial_model_for_weight_conversion"
+        )
+
+
+def _patterns(name: str, patterns: Any) -> "_Patterns":
+    if not isinstance(patterns or {}, dict):
+        raise ValueError(f"{name} is not a JSON object")
+    return _Patterns({key: _number(key, value) for key, value in (patterns or {}).items()})
 
 
 class _Patterns:
@@ -120,38 +162,50 @@ def _number(name: str, value: object) -> float:
     return float(value)
 
 
-def config_text(modules: Mapping[str, LoRA]) -> str:
+def config_text(modules: Mapping[str, PeftModule]) -> str:
     """The configuration under which diffusers and PEFT load these modules (by path) at the right scale."""
-    components: dict[str, dict[str, LoRA]] = {}
-    for path, lora in modules.items():
-        component, inner = component_of(path)
-        components.setdefault(component, {})[inner.removeprefix(TEXT_LEVEL)] = lora
     config = {
         f"{component}.{key}": value
-        for component, inside in components.items()
-        for key, value in _config(component, inside)
+        for component, settings in configs(modules).items()
+        for key, value in settings.items()
     }
     return json.dumps(config, indent=2, sort_keys=True)
 
 
-def _config(component: str, modules: Mapping[str, LoRA]) -> Iterable[tuple[str, object]]:
-    ranks = {inner: lora.rank for inner, lora in modules.items()}
-    alphas = {inner: _tidy(lora.scale * lora.rank) for inner, lora in modules.items()}
-    rank, alpha = _most_common(ranks.values()), _most_common(alphas.values())
+def configs(modules: Mapping[str, PeftModule]) -> dict[str, dict[str, object]]:
+    """Component -> the LoraConfig of its modules (by path), as far as it is not PEFT's default."""
+    components: dict[str, dict[str, PeftModule]] = {}
+    for path, module in sorted(modules.items()):
+        component, _, inner = path.partition(".")
+        components.setdefault(component, {})[inner.removeprefix(TEXT_LEVEL)] = module
+    return {component: dict(_config(component, inside)) for component, inside in components.items()}
+
+
+def _config(component: str, modules: Mapping[str, PeftModule]) -> Iterable[tuple[str, object]]:
+    factored = {inner: module for inner, module in modules.items() if module.factors}
+    ranks = {inner: module.rank for inner, module in factored.items()}
+    alphas = {inner: _tidy(module.alpha) for inner, module in factored.items()}
+    rank, alpha = _most_common(ranks.values(), 1), _most_common(alphas.values(), 1)
     # Anchored, as PEFT's patterns match the ends of names. Not so for text modules: whether the live module
     # has the text_model level depends on the transformers release.
-    anchor = "^" if component == "unet" else ""
+    anchor = "" if component.startswith("text_encoder") else "^"
     yield "peft_type", "LORA"
     yield "r", rank
     yield "lora_alpha", alpha
     yield "rank_pattern", {anchor + re.escape(inner): own for inner, own in ranks.items() if own != rank}
     yield "alpha_pattern", {anchor + re.escape(inner): own for inner, own in alphas.items() if own != alpha}
-    yield "target_modules", sorted(modules)
+    yield "target_modules", sorted(factored)
+    if any("lora_magnitude_vector" in module.factors for module in factored.values()):
+        yield "use_dora", True
+    if any("lora_B.bias" in module.factors for module in factored.values()):
+        yield "lora_bias", True
+    if whole := sorted(inner for inner, module in modules.items() if module.whole):
+        yield "modules_to_save", whole
 
 
-def _most_common(values: Iterable[float]) -> float:
+def _most_common(values: Iterable[float], default: float) -> float:
     counts = Counter(values)
-    return max(sorted(counts), key=lambda value: counts[value])
+    return max(sorted(counts), key=lambda value: counts[value], default=default)
 
 
 def _tidy(alpha: float) -> float:

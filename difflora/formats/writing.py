@@ -1,36 +1,49 @@
 """From an adapter to a file."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from difflora.adapter import Adapter
 from difflora.errors import AdapterFileError, ConfigError, listing
 from difflora.families import FAMILIES, Family, family
-from difflora.formats.container import not_finite, write_tensors
+from difflora.files import atomic_write
+from difflora.formats import peft
+from difflora.formats.container import WrittenBytes, not_finite, write_tensors
 from difflora.formats.detect import family_of_paths
-from difflora.formats.format import Format
+from difflora.formats.format import Encoded, Format
 from difflora.formats.hashes import kohya_hashes
-from difflora.formats.leaves import FACTOR_DTYPES, writable
+from difflora.formats.leaves import FACTOR_DTYPES
 from difflora.formats.metadata import metadata_of
-from difflora.kinds import LoRA
+from difflora.formats.network import widths
 
 
 @dataclass(frozen=True, slots=True)
 class WrittenFile:
-    """A file that was written.
+    """A file that was written, or the folder of a format that is one.
 
     `data_hash` is the sha256 of its tensor data, by which the adapter is known once it is read back;
-    `autov3` (12 digits) and `autov2` (10) are the forms in which Civitai and A1111 show hashes.
+    `autov3` (12 digits) and `autov2` (10) are the forms in which Civitai and A1111 show hashes. `rounding`
+    is what storing the tensors in another dtype lost: the largest ‖stored − wanted‖ / ‖wanted‖ of any, 0 if
+    none was changed and 1 if one became zero.
     """
 
     path: Path
     data_hash: str
     autov3: str
     autov2: str
+    rounding: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Cast:
+    tensors: Mapping[str, Tensor]
+    rounding: float
 
 
 def write_file(
@@ -38,26 +51,48 @@ def write_file(
 ) -> WrittenFile:
     """Writes `adapter`; see `difflora.formats.write`."""
     target = Path(path)
-    modules = writable(adapter, layout.title)
-    base = _family(adapter, modules)
-    cast = _cast(adapter, modules, dtype)
-    encoded = layout.encode(cast, base)
-    if problems := not_finite(encoded.tensors):
+    if not adapter.modules and not adapter.tokens:
+        raise AdapterFileError(f"adapter {adapter.meta.name!r} changes no module and brings no word")
+    base = _family(adapter)
+    encoded = layout.encode(adapter, base)
+    cast = _cast(encoded.tensors, dtype)
+    if problems := not_finite(cast.tensors):
         raise AdapterFileError(
             f"{target}: not written: adapter {adapter.meta.name!r} has values that are not finite"
             f"{f' as {dtype}' if dtype else ''} (tensors: {len(problems)}).\n{listing(problems)}\n"
             "If training diverged, lower the learning rate; if float16 overflowed, write float32 or bfloat16."
         )
-    metadata = {**metadata_of(cast, base.name, modules), **encoded.metadata}
-    metadata |= kohya_hashes(encoded.tensors, metadata)
-    metadata["modelspec.hash_sha256"] = f"0x{metadata['sshs_model_hash']}"
+    metadata = metadata_of(adapter, base.name)
     try:
-        written = write_tensors(target, encoded.tensors, metadata)
+        if layout.is_folder:
+            written = _write_folders(target, Encoded(cast.tensors, encoded.metadata), metadata)
+        else:
+            written = _write_one(target, cast.tensors, {**metadata, **encoded.metadata})
     except OSError as error:
         raise AdapterFileError(
             f"{target}: cannot be written: {error.strerror}. What was there before is unchanged"
         ) from error
-    return WrittenFile(target, written.data_hash, written.data_hash[:12], written.file_hash[:10])
+    return WrittenFile(
+        target, written.data_hash, written.data_hash[:12], written.file_hash[:10], cast.rounding
+    )
+
+
+def _write_one(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> WrittenBytes:
+    hashes = kohya_hashes(tensors, metadata)
+    hashes["modelspec.hash_sha256"] = f"0x{hashes['sshs_model_hash']}"
+    return write_tensors(target, tensors, {**metadata, **hashes})
+
+
+def _write_folders(target: Path, encoded: Encoded, metadata: Mapping[str, str]) -> WrittenBytes:
+    """PEFT's folder of one component, or a folder of such folders."""
+    components = peft.components(encoded)
+    written = []
+    for one in components:
+        folder = target if len(components) == 1 else target / one.component
+        folder.mkdir(parents=True, exist_ok=True)
+        written.append(_write_one(folder / peft.TENSORS, one.tensors, {**metadata, "format": "pt"}))
+        atomic_write(folder / peft.CONFIG, json.dumps(one.config, indent=2, sort_keys=True).encode())
+    return WrittenBytes(peft.data_hash([one.data_hash for one in written]), written[0].file_hash)
 
 
 def dtype_of(name: str | torch.dtype | None) -> torch.dtype | None:
@@ -72,21 +107,22 @@ def dtype_of(name: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def format_of(name: str, formats: Sequence[type[Format]]) -> type[Format]:
-    """The format of that name. Raises ConfigError listing the names if there is none."""
-    for layout in formats:
+    """The format of that name. Raises ConfigError listing the names if there is none that is written."""
+    written = [layout for layout in formats if layout.is_written]
+    for layout in written:
         if layout.name == name:
             return layout
     raise ConfigError(
-        f"no adapter format is called {name!r}; there are: {', '.join(f.name for f in formats)}"
+        f"no adapter format is called {name!r}; there are: {', '.join(layout.name for layout in written)}"
     )
 
 
-def _family(adapter: Adapter, modules: Mapping[str, LoRA]) -> Family:
+def _family(adapter: Adapter) -> Family:
+    modules = adapter.modules
     if adapter.meta.family:
         chosen = family(adapter.meta.family)
     else:
-        widths = {path: lora.down.shape[1] for path, lora in modules.items()}
-        chosen = family_of_paths(modules, widths, adapter.meta.training)
+        chosen = family_of_paths(modules, widths(modules), adapter.meta.training)
     unknown = [path for path in modules if chosen is None or path not in chosen.paths]
     if chosen is None or unknown:
         names = chosen.name if chosen else ", ".join(member.name for member in FAMILIES)
@@ -97,11 +133,16 @@ def _family(adapter: Adapter, modules: Mapping[str, LoRA]) -> Family:
     return chosen
 
 
-def _cast(adapter: Adapter, modules: Mapping[str, LoRA], dtype: torch.dtype | None) -> Adapter:
+def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> _Cast:
+    """Factors as `dtype`; single numbers, such as alpha, stay float32."""
     if dtype is None:
-        return adapter
-    cast = {
-        path: (replace(lora, down=lora.down.to(dtype), up=lora.up.to(dtype)),)
-        for path, lora in modules.items()
-    }
-    return replace(adapter, modules=cast)
+        return _Cast(tensors, 0.0)
+    cast = {name: tensor.to(dtype) if tensor.ndim else tensor for name, tensor in tensors.items()}
+    errors = (_error(tensors[name], stored) for name, stored in cast.items() if stored is not tensors[name])
+    return _Cast(cast, max(errors, default=0.0))
+
+
+def _error(wanted: Tensor, stored: Tensor) -> float:
+    exact = wanted.float()
+    size = float(exact.norm())
+    return float((stored.float() - exact).norm()) / size if size else 0.0

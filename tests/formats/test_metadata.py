@@ -25,8 +25,9 @@ def conv(rank: int = 2, *, alpha: float = 1.0) -> LoRA:
 
 
 def written(tmp_path: Path, adapter: Adapter, *, layout: str = "kohya") -> dict[str, str]:
-    write(adapter, tmp_path / "a.safetensors", format=layout)
-    return dict(read_header(tmp_path / "a.safetensors").metadata)
+    path = tmp_path / "a.safetensors"
+    write(adapter, path, format=layout)
+    return dict(read_header(path / "adapter_model.safetensors" if path.is_dir() else path).metadata)
 
 
 @pytest.mark.parametrize("layout", [layout.name for layout in FORMATS])
