@@ -129,7 +129,7 @@ def test_dotted_names_tell_the_family(name: str, what: str) -> None:
 
 
 @pytest.mark.parametrize("member", FAMILIES, ids=lambda member: member.name)
-def test_every_module_of_a_family_is_its_own(member) -> None:
+def test_every_module_of_a_family_is_its_own(member: Family) -> None:
     paths = sorted(member.paths)
     assert detect(Diffusers, paths, {}, {}) is member
     assert detect(Kohya, {member.kohya_group(path)[0] for path in paths}, {}, {}) is member
