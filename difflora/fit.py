@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from difflora.adapter import Adapter
-from difflora.errors import FitError, listing
+from difflora.errors import FitError, NeedsBase, listing
+from difflora.kinds import Kind
 from difflora.vocabulary import word_problem
 
 if TYPE_CHECKING:
@@ -62,7 +65,8 @@ def fits(adapter: Adapter, model: Model) -> FitReport:
         if path not in shapes:
             missing.append(path)
             continue
-        reasons = [reason for kind in kinds if (reason := kind.problem(shapes[path]))]
+        bias = model.module(path)._parameters.get("bias")
+        reasons = [reason for kind in kinds if (reason := _reason(kind, shapes[path], bias))]
         if reasons:
             misshapen[path] = "; ".join(reasons)
         else:
@@ -78,3 +82,14 @@ def fits(adapter: Adapter, model: Model) -> FitReport:
         words=tuple(word for word, reason in reasons.items() if reason is None),
         misfit_words={word: reason for word, reason in reasons.items() if reason is not None},
     )
+
+
+def _reason(kind: Kind, shape: tuple[int, ...], bias: Tensor | None) -> str | None:
+    """Why `kind` cannot change a layer with a weight of `shape` and this bias; None if it can."""
+    if (reason := kind.problem(shape)) or bias is not None:
+        return reason
+    try:
+        changes_bias = kind.bias_delta(None) is not None
+    except NeedsBase:
+        changes_bias = True
+    return f"a {kind.name} changes the bias, but the layer has none" if changes_bias else None

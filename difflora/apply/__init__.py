@@ -50,7 +50,7 @@ def applied(
             inside.
     live:   two small products a layer for any number of adapters; weights change in milliseconds and may
             differ for each image of a batch (`Live.set_image_weights`); nothing is written into the base.
-            Kinds without a low-rank form take memory (`Live.dense_bytes`), at most `dense_limit` bytes.
+            What is not of low rank takes memory (`Live.dense_bytes`), at most `dense_limit` bytes.
     None:   `default_mode(model)`.
 
     A live stack inside a live one adds to it. Raises FitError if an adapter does not fit, ApplyError inside a
@@ -101,5 +101,6 @@ def _forget_compiled(model: Model) -> None:
     """A component compiled before now would go on without the stack: its compiled code is dropped and made
     anew."""
     parts = [model.component(part.name) for part in model.family.components]
-    if any(part._compiled_call_impl is not None or hasattr(part, "_orig_mod") for part in parts):
+    modules = [module for part in parts for module in part.modules()]
+    if any(module._compiled_call_impl is not None or hasattr(module, "_orig_mod") for module in modules):
         torch._dynamo.reset()

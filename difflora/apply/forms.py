@@ -130,6 +130,8 @@ class PerImage:
             kernels = down.view(down.shape[0], *self.layer.weight.shape[1:])
             t = self._each(self.layer.product(x, kernels, None), scales)
             return _add(y, torch.conv2d(t, up[..., None, None]))
+        if isinstance(self.layer.module, nn.Embedding):
+            return _add_product(y, self._each(self.layer.product(x, up, None), scales).flatten(0, -2), down)
         return _add_product(y, self._each(x @ down.T, scales).flatten(0, -2), up.T)
 
     def _each(self, values: Tensor, factors: Tensor) -> Tensor:

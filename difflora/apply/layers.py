@@ -48,8 +48,9 @@ class Layer:
 
     @property
     def takes_pairs(self) -> bool:
-        """Whether a low-rank change can be computed as two products."""
-        return isinstance(self.module, nn.Linear | nn.Conv2d)
+        """Whether a low-rank change can be computed as two products, and a gain on the output."""
+        module = self.module
+        return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
 
     def pristine(self, x: Tensor) -> Tensor:
         """The output of the module's own weights, whatever is attached to it."""

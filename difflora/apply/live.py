@@ -29,9 +29,9 @@ class Live(Mix):
     on where one product with ΔW costs less, that is taken instead. A change of weights writes into memory
     that is there already. Adapters at weight 0 are left out, so that 0 equals absent bit for bit.
 
-    Kinds without a low-rank form keep one dense ΔW an adapter and module, and their sum: `dense_bytes` in
-    all. Raises ApplyError if that is more than `dense_limit`, or a layer is of a type that nothing can act
-    beside.
+    Kinds without a low-rank form, and factors larger than what they make, keep one dense ΔW an adapter and
+    module, and their sum: `dense_bytes` in all. Raises ApplyError if that is more than `dense_limit`, or a
+    layer is of a type that nothing can act beside.
     """
 
     def __init__(self, model: Model, stack: Stack, *, dense_limit: int = DENSE_LIMIT) -> None:
@@ -108,7 +108,7 @@ def _too_much(parts: dict[str, Parts], layers: dict[str, Layer], *, limit: int) 
         for path in largest
     ]
     return (
-        f"kinds without a low-rank form need {sum(sizes.values()) / 2**30:,.2f} GiB of dense updates in "
+        f"changes that are not of low rank need {sum(sizes.values()) / 2**30:,.2f} GiB of dense updates in "
         f"{len(largest)} layers to act live; the limit is {limit / 2**30:,.2f} GiB. The largest:\n"
         f"{listing(lines)}\n"
         "Apply the stack with mode='merged', which keeps none of them, or raise the limit with dense_limit=."

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from difflora.adapter import Adapter
 from difflora.apply.layers import Layer
-from difflora.kinds import Kind
-from difflora.kinds.kind import Factors
+from difflora.kinds import Factors, Kind, LiveForm
 
 
 @dataclass(slots=True, eq=False)
@@ -18,7 +17,8 @@ class Parts:
     """How adapters change one module. Keys are the data hashes of adapters, in their canonical order.
 
     `pairs`: one entry a low-rank kind. `gains` (out,) and `biases` (out,) float32, summed over the kinds of
-    an adapter. `dense`: the kinds that need ΔW itself.
+    an adapter. `dense`: the kinds that need ΔW itself, or whose factors
+    would be larger.
     """
 
     pairs: list[tuple[str, Factors]] = field(default_factory=list)
@@ -29,7 +29,7 @@ class Parts:
     def add(self, key: str, kind: Kind, layer: Layer) -> None:
         """Adds what `kind` of the adapter `key` does to `layer`."""
         form = kind.live_form(layer.weight)
-        if form is None:
+        if form is None or not _is_small(form, layer):
             self.dense.setdefault(key, []).append(kind)
         else:
             if form.factors is not None:
@@ -54,6 +54,16 @@ class Parts:
         for kind in rest:
             total = total + kind.delta(layer.weight)
         return total
+
+
+def _is_small(form: LiveForm, layer: Layer) -> bool:
+    """Whether the layer can take this form, and it is smaller than ΔW."""
+    if not layer.takes_pairs:
+        return form.gain is None and form.factors is None
+    if form.factors is None:
+        return True
+    weight, rank = layer.weight, form.factors.down.shape[0]
+    return rank * (weight.shape[0] + weight[0].numel()) < weight.numel()
 
 
 def _sum(totals: dict[str, Tensor], key: str, change: Tensor | None) -> None:

@@ -1,7 +1,6 @@
 """Laws of applying a stack: what is merged equals what is live, and the base comes back bit for bit."""
 
 import random
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
@@ -14,13 +13,6 @@ from difflora.errors import AdapterError, ApplyError, FitError
 from difflora.families.model import Model
 from difflora.kinds import LoRA
 from tests.apply.scenes import PATHS, UNET, adapter, input_shape, output, relative
-
-
-@pytest.fixture(scope="module")
-def model(shapes_model: Model) -> Iterator[Model]:
-    before = shapes_model.checksum()
-    yield shapes_model
-    assert shapes_model.checksum() == before
 
 
 def test_live_equals_merged_equals_weights_plus_delta(model: Model) -> None:
