@@ -103,7 +103,11 @@ def words(tensors: Mapping[str, Tensor], *, stem: str, family: Family) -> Words:
     found: dict[str, dict[str, Tensor]] = {}
     problems: dict[str, str] = {}
     for name, vectors in tensors.items():
-        word, rest = _named(name, stem)
+        if (named := _named(name, stem)) is None:
+            expected = ", ".join(encoders) or "nothing"
+            problems[clip(name)] = f"is no word: expected {_BUNDLE}WORD. and {expected}"
+            continue
+        word, rest = named
         component = "text_encoder" if rest == "" else encoders.get(rest)
         if reason := _problem(word, vectors):
             problems[clip(name)] = reason
@@ -146,12 +150,13 @@ def leaves(tokens: Tokens, family: Family) -> dict[str, Tensor]:
     return tensors
 
 
-def _named(name: str, stem: str) -> tuple[str, str]:
-    """The word of a tensor, and which vectors they are: one of _RESTS, or "" for diffusers' own layout."""
+def _named(name: str, stem: str) -> tuple[str, str] | None:
+    """The word of a tensor, and which vectors they are: one of _RESTS, or "" for diffusers' own layout; None
+    for a bundle's that says neither."""
     if bundled := _BUNDLED.fullmatch(name):
         return bundled["word"], bundled["rest"]
     if name.startswith(_BUNDLE):
-        return stem, name.removeprefix(_BUNDLE)
+        return None
     return (stem, name) if name in _RESTS else (name, "")
 
 
