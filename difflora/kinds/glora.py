@@ -24,8 +24,9 @@ class GLoRA(Kind):
     input_up (in, rank), input_down (rank, in), up (out, rank), down (rank, in); for a convolution all of four
     dimensions, of which down alone has the kernel, or `mid` (rank, rank, kh, kw) in Tucker form has it.
     scale = alpha / rank. Files have two layouts under the same names, told apart by shape: today a1, a2, b1,
-    b2 are input_up, input_down, up, down; in 2023 a1, a2, b1, b2 were input_down, input_up, down, up. Where
-    the rank makes both fit, it is today's. It is written as today's.
+    b2 are input_up, input_down, up, down; in 2023 a1, a2, b1, b2 were input_down, input_up, down, up. A
+    square layer fits both; the smaller rank is then the right one, and today's where they are equal. It is
+    written as today's.
 
     LyCORIS forgets rsLoRA in GLoRA files: the stored alpha is the plain one.
 
@@ -67,17 +68,18 @@ class GLoRA(Kind):
     def from_leaves(cls, leaves: Mapping[str, Tensor], scale: ScaleOf) -> Self:
         """See Kind.from_leaves; either layout."""
         a1, a2, b1, b2 = need(leaves, *_LEAVES)
-        shapes = [tuple(tensor.shape) for tensor in (a1, a2, b1, b2)]
-        if all(len(shape) in (2, 4) for shape in shapes):
-            (a1_in, a1_out), (a2_in, a2_out), (b1_in, b1_out), (b2_in, b2_out) = (s[:2] for s in shapes)
-            if a1_out == a2_in and b1_out == b2_in and a1_in == a2_out:
-                return cls(a2, a1, b2, b1, scale(a2_in), leaves.get(_MID))
-            if a1_in == a2_out and b1_in == b2_out and a2_in == a1_out:
-                return cls(a1, a2, b1, b2, scale(a1_in), leaves.get(_MID))
-        raise AdapterError(
-            f"a1, a2, b1, b2 are {', '.join(map(str, shapes))}; expected (in, rank), (rank, in), "
-            "(out, rank), (rank, in), or each pair the other way round"
-        )
+        layouts = [(a1, a2, b1, b2), (a2, a1, b2, b1)]
+        ranks = [_rank(*layout) for layout in layouts]
+        fitting = [index for index, rank in enumerate(ranks) if rank is not None]
+        if not fitting:
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (a1, a2, b1, b2))
+            raise AdapterError(
+                f"a1, a2, b1, b2 are {shapes}; expected (in, rank), (rank, in), (out, rank), (rank, in), or "
+                "each pair the other way round"
+            )
+        input_up, input_down, up, down = layouts[min(fitting, key=lambda index: ranks[index] or 0)]
+        whole = cls(input_down, input_up, down, up, 1.0, leaves.get(_MID))
+        return replace(whole, scale=scale(whole.rank))
 
     def to_leaves(self) -> Mapping[str, Tensor]:
         """The tensors in today's layout, alpha = scale · rank."""
@@ -85,7 +87,12 @@ class GLoRA(Kind):
         leaves = dict(zip(_LEAVES, parts, strict=True))
         if self.mid is not None:
             leaves[_MID] = self.mid
-        return {**leaves, "alpha": number(self.scale * self.input_down.shape[0])}
+        return {**leaves, "alpha": number(self.scale * self.rank)}
+
+    @property
+    def rank(self) -> int:
+        """The number of rows of input_down; alpha is divided by it."""
+        return self.input_down.shape[0]
 
     def times(self, weight: float) -> "GLoRA":
         """The same factors with another scale."""
@@ -130,3 +137,12 @@ class GLoRA(Kind):
         if self.input_up.shape[0] == shape[1]:
             return None
         return f"its first pair is over {self.input_up.shape[0]} inputs, but the layer's weight is {shape}"
+
+
+def _rank(input_up: Tensor, input_down: Tensor, up: Tensor, down: Tensor) -> int | None:
+    """The rank if these can be (in, rank), (rank, in), (out, rank), (rank, in ...); else None."""
+    tensors = (input_up, input_down, up, down)
+    if any(tensor.ndim not in (2, 4) for tensor in tensors):
+        return None
+    ranks = {input_up.shape[1], input_down.shape[0], up.shape[1], down.shape[0]}
+    return ranks.pop() if len(ranks) == 1 and input_up.shape[0] == input_down.shape[1] else None

@@ -60,8 +60,8 @@ class LoHa(Kind):
     def from_leaves(cls, leaves: Mapping[str, Tensor], scale: ScaleOf) -> Self:
         """See Kind.from_leaves; alpha counts over the rows of hada_w1_b."""
         w1_a, w1_b, w2_a, w2_b = need(leaves, *_FACTORS)
-        rank = w1_b.shape[0] if w1_b.ndim else 0
-        return cls(w1_a, w1_b, w2_a, w2_b, scale(rank), *(leaves.get(name) for name in _TUCKER))
+        whole = cls(w1_a, w1_b, w2_a, w2_b, 1.0, *(leaves.get(name) for name in _TUCKER))
+        return replace(whole, scale=scale(whole.rank))
 
     def to_leaves(self) -> Mapping[str, Tensor]:
         """The tensors as they are, alpha = scale · rank."""

@@ -79,9 +79,8 @@ class LoRA(Kind):
             up = up[:, :, None, None]
         elif down.ndim == 2 and up.ndim == 4:
             down = down[:, :, None, None]
-        if down.ndim == 0:
-            raise AdapterError("down is one number; expected 2 dimensions (linear) or 4 (convolution)")
-        return cls(down, up, scale(down.shape[0]), leaves.get(_MID), leaves.get(_BIAS))
+        whole = cls(down, up, 1.0, leaves.get(_MID), leaves.get(_BIAS))
+        return replace(whole, scale=scale(whole.rank))
 
     def to_leaves(self) -> Mapping[str, Tensor]:
         """The tensors as they are, alpha = scale · rank."""
