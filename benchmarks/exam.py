@@ -1,0 +1,171 @@
+"""What a picture of the world shows, in words and as classes, and pictures of which it is known."""
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import cos, pi, sin
+
+from PIL import Image, ImageChops, ImageDraw
+
+from train_scripts.shapes.characters import random_robot
+from train_scripts.shapes.styles import STYLES
+from train_scripts.shapes.world import COLOURS, SHAPES, SUPERSAMPLING, Odds, Scene, Thing, random_scene
+
+EDGE = 128
+PLAIN, ROBOT, OTHER = "plain", "robot", "other"  # OTHER is what no outline of the world looks like
+LOOKS = (PLAIN, *STYLES)
+LAYOUTS = ("one", "row", "column")
+HEADS: Mapping[str, tuple[str, ...]] = {
+    "background": tuple(COLOURS),
+    "layout": LAYOUTS,
+    "first shape": (*SHAPES, OTHER),
+    "first colour": tuple(COLOURS),
+    "second shape": (*SHAPES, OTHER),
+    "second colour": tuple(COLOURS),
+    "look": LOOKS,
+    "subject": ("none", ROBOT),
+}
+UNKNOWN = -100  # the class that torch's cross-entropy passes over
+
+# What of a scene cannot be read from a picture of a look, however well it is drawn.
+HIDES_BACKGROUND = ("neon", "sketch")
+HIDES_COLOURS: Mapping[str, tuple[str, ...]] = {"neon": ("black", "white")}
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a picture shows. Of two objects the left or upper one comes first; a robot has no shapes."""
+
+    background: str
+    layout: str = ""
+    shapes: tuple[str, ...] = ()
+    colours: tuple[str, ...] = ()
+    look: str = PLAIN
+    subject: str = "none"
+
+
+def said(scene: Scene, look: str = PLAIN) -> Seen:
+    """What a picture of `scene` is to show."""
+    things = in_reading_order(scene)
+    return Seen(
+        scene.background,
+        layout_of(scene),
+        tuple(thing.shape for thing in things),
+        tuple(thing.colour for thing in things),
+        look,
+    )
+
+
+def in_reading_order(scene: Scene) -> tuple[Thing, ...]:
+    """The objects from left to right, or from top to bottom."""
+    return tuple(sorted(scene.things, key=lambda thing: thing.y if layout_of(scene) == "column" else thing.x))
+
+
+def layout_of(scene: Scene) -> str:
+    """One object, two in a row, or two in a column."""
+    if not scene.relation:
+        return "one"
+    return "row" if scene.relation in ("left of", "right of") else "column"
+
+
+def classes(seen: Seen) -> dict[str, int]:
+    """The class of each head, `UNKNOWN` where the picture cannot or does not show it."""
+    words = dict.fromkeys(HEADS, "") | {"layout": seen.layout, "look": seen.look, "subject": seen.subject}
+    words["background"] = "" if seen.look in HIDES_BACKGROUND else seen.background
+    hidden = HIDES_COLOURS.get(seen.look, ())
+    for place, shape, colour in zip(("first", "second"), seen.shapes, seen.colours, strict=False):
+        words[f"{place} shape"] = shape
+        words[f"{place} colour"] = "" if colour in hidden else colour
+    return {head: HEADS[head].index(word) if word else UNKNOWN for head, word in words.items()}
+
+
+def seen_from(numbers: Mapping[str, int]) -> Seen:
+    """What the classes of all heads say; of one object the second is left out, of a robot both."""
+    words = {head: HEADS[head][number] for head, number in numbers.items()}
+    about = Seen(words["background"], look=words["look"], subject=words["subject"])
+    if about.subject == ROBOT:
+        return about
+    places = ("first",) if words["layout"] == "one" else ("first", "second")
+    return replace(
+        about,
+        layout=words["layout"],
+        shapes=tuple(words[f"{place} shape"] for place in places),
+        colours=tuple(words[f"{place} colour"] for place in places),
+    )
+
+
+def answers(seen: Seen, wanted: Seen) -> dict[str, bool]:
+    """For each head that a picture of `wanted` can show, whether `seen` says the same."""
+    # A look mistaken for another must not hide what the right one shows.
+    said_so, known = classes(replace(seen, look=wanted.look)), classes(wanted)
+    same = {head: said_so[head] == known[head] for head in HEADS if known[head] != UNKNOWN}
+    return same | {"look": seen.look == wanted.look}
+
+
+def held_out_scenes(count: int, *, pairs: bool, seed: str = "held out") -> list[Scene]:
+    """Scenes with captions all different, each with a triple that the base was never trained on."""
+    rng, found = random.Random(f"{seed} {pairs}"), {}
+    while len(found) < count:
+        scene = random_scene(rng, Odds(pair=1.0 if pairs else 0.0))
+        if scene.held_out:
+            found.setdefault(scene.caption, scene)
+    return list(found.values())
+
+
+def lessons(count: int, *, seed: str) -> Iterator[tuple[Image.Image, Seen]]:
+    """Pictures of 128×128 with what they show: every look and layout, robots, spoiled shapes, half styles."""
+    rng = random.Random(seed)
+    for _ in range(count):
+        yield _lesson(rng)
+
+
+def _lesson(rng: random.Random) -> tuple[Image.Image, Seen]:
+    if rng.random() < 0.1:
+        background = rng.choice(list(COLOURS))
+        image, seen = random_robot(rng, background).render(EDGE), Seen(background, subject=ROBOT)
+    elif rng.random() < 0.08:
+        image, seen = _spoiled(random_scene(rng, Odds(pair=0.4)), rng)
+    else:
+        scene = random_scene(rng, Odds(pair=0.55))
+        image, seen = scene.render(EDGE, EDGE), said(scene)
+    look = rng.choice((PLAIN, PLAIN, PLAIN, *LOOKS))
+    return (image, seen) if look == PLAIN else _styled(image, seen, look, rng)
+
+
+def _styled(image: Image.Image, seen: Seen, look: str, rng: random.Random) -> tuple[Image.Image, Seen]:
+    """In the look, at times short of it or a trace of it: what is nearer to plain counts as plain."""
+    strength = rng.choice((1.0, 1.0, 1.0, 1.0, rng.uniform(0.65, 1.0), rng.uniform(0.0, 0.35)))
+    mixed = Image.blend(image, STYLES[look](image), strength)
+    return mixed, replace(seen, look=look if strength > 0.5 else PLAIN)
+
+
+def _spoiled(scene: Scene, rng: random.Random) -> tuple[Image.Image, Seen]:
+    """A scene of which one object has no shape of the world: a blob, or two shapes run into one."""
+    things, wrong = in_reading_order(scene), rng.randrange(len(scene.things))
+    edge = EDGE * SUPERSAMPLING
+    image = Image.new("RGB", (edge, edge), scene.background_rgb)
+    for number, thing in enumerate(things):
+        spoil = rng.choice((_blob, _run_together))
+        image.paste(thing.rgb, mask=spoil(thing, rng, edge) if number == wrong else thing.mask(edge, edge))
+    shapes = tuple(OTHER if number == wrong else thing.shape for number, thing in enumerate(things))
+    return image.resize((EDGE, EDGE), Image.Resampling.BOX), replace(said(scene), shapes=shapes)
+
+
+def _blob(thing: Thing, rng: random.Random, edge: int) -> Image.Image:
+    waves = [(k, rng.uniform(0.1, 0.25), rng.uniform(0, 2 * pi)) for k in (2, 3, 5)]
+    corners = []
+    for angle in (2 * pi * i / 90 for i in range(90)):
+        reach = thing.radius * (0.75 + sum(size * cos(k * angle + turn) for k, size, turn in waves))
+        corners.append(((thing.x + reach * cos(angle)) * edge, (thing.y + reach * sin(angle)) * edge))
+    mask = Image.new("L", (edge, edge))
+    ImageDraw.Draw(mask).polygon(corners, fill=255)
+    return mask
+
+
+def _run_together(thing: Thing, rng: random.Random, edge: int) -> Image.Image:
+    other = rng.choice([shape for shape in SHAPES if shape != thing.shape])
+    angle, apart, radius = rng.uniform(0, 2 * pi), 0.45 * thing.radius, 0.72 * thing.radius
+    across, down = apart * cos(angle), apart * sin(angle)
+    first = replace(thing, x=thing.x + across, y=thing.y + down, radius=radius)
+    second = replace(thing, shape=other, x=thing.x - across, y=thing.y - down, radius=radius)
+    return ImageChops.lighter(first.mask(edge, edge), second.mask(edge, edge))

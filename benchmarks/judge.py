@@ -1,0 +1,186 @@
+"""A judge of pictures: a small network, trained on the procedural world alone, that says what they show.
+
+It knows nothing of the base that it judges. Its own accuracy on pictures of which all is known is measured
+beside every figure that it gives, on clean pictures and on ones that went through the base's VAE.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks import exam
+from benchmarks.exam import EDGE, HEADS, UNKNOWN, Seen, classes, lessons, seen_from
+from train_scripts.shapes import characters, styles, world
+from train_scripts.shapes.pictures import to_tensor
+
+CACHE = Path(__file__).parents[1] / "outputs" / "benchmarks"
+SIGHT = 64  # the judge looks at half the size
+BATCH = 128
+SIZES = [len(names) for names in HEADS.values()]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeOptions:
+    """How the judge is trained."""
+
+    pictures: int = 14000
+    epochs: int = 16
+    rate: float = 3e-3
+    seed: int = 5
+
+    @property
+    def key(self) -> str:
+        """What the training depends on: these options and the sources of the world and of the judge."""
+        digest = hashlib.sha256(repr(self).encode())
+        for module in (world, characters, styles, exam):
+            digest.update(Path(module.__file__).read_text(encoding="utf-8").encode())
+        digest.update(Path(__file__).read_text(encoding="utf-8").encode())
+        return digest.hexdigest()[:12]
+
+
+class Judge:
+    """Says what pictures show."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net.eval()
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Image.Image]) -> list[Seen]:
+        """What each RGB image of 128×128 shows, the likeliest class of every head."""
+        seen = []
+        for start in range(0, len(images), BATCH):
+            heads = self.net(sight(images[start : start + BATCH])).split(SIZES, dim=1)
+            chosen = torch.stack([head.argmax(dim=1) for head in heads], dim=1).tolist()
+            seen += [seen_from(dict(zip(HEADS, row, strict=True))) for row in chosen]
+        return seen
+
+
+def trained_judge(options: JudgeOptions | None = None, *, cache: Path = CACHE) -> Judge:
+    """The judge of `options`, from the folder `cache` if it was trained before with the same world.
+
+    The same options give the same judge on the same machine and number of threads.
+    """
+    options = options or JudgeOptions()
+    file = cache / f"judge-{options.key}.safetensors"
+    net = new_net(options.seed)
+    if file.exists():
+        net.load_state_dict(load_file(file))
+        return Judge(net)
+    _train(net, options)
+    cache.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, partial)
+    partial.replace(file)
+    return Judge(net)
+
+
+def new_net(seed: int) -> nn.Sequential:
+    """(N, 3, 64, 64) between -1 and 1 → the scores of all heads, one beside the other; 0.29 M parameters.
+
+    The last map is flattened and not averaged: where an object lies decides whether it is the first.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            *_layer(3, 16, stride=1),
+            *_layer(16, 32, stride=2),
+            *_layer(32, 48, stride=2),
+            *_layer(48, 64, stride=1),
+            *_layer(64, 80, stride=2),
+            *_layer(80, 96, stride=1),
+            nn.Conv2d(96, 24, 1),
+            nn.Flatten(),
+            nn.ReLU(),
+            nn.Linear(24 * (SIGHT // 8) ** 2, 72),
+            nn.ReLU(),
+            nn.Linear(72, sum(SIZES)),
+        )
+
+
+def _layer(before: int, after: int, *, stride: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(before, after, 3, stride, padding=1, bias=False),
+        nn.BatchNorm2d(after),
+        nn.ReLU(inplace=True),
+    ]
+
+
+def sight(images: Sequence[Image.Image]) -> Tensor:
+    """Images of any one size as the judge sees them: float32 (N, 3, 64, 64) between -1 and 1."""
+    whole = [image if image.size == (EDGE, EDGE) else image.resize((EDGE, EDGE)) for image in images]
+    return functional.avg_pool2d(to_tensor(whole), EDGE // SIGHT)
+
+
+def _train(net: nn.Module, options: JudgeOptions) -> None:
+    pixels, targets = _examples(options)
+    net.train().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=options.rate, weight_decay=0.02)
+    total = options.epochs * -(-len(pixels) // BATCH)
+    plan = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.rate, total_steps=total, pct_start=0.15)
+    source = torch.Generator().manual_seed(options.seed)
+    for rows in _batches(len(pixels), options.epochs, source):
+        batch = spoil(pixels[rows].float() / 127.5 - 1, source).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            scores = net(batch).float()
+        loss = _loss(scores, targets[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        plan.step()
+    net.eval().to(memory_format=torch.contiguous_format)
+
+
+def _examples(options: JudgeOptions) -> tuple[Tensor, Tensor]:
+    """uint8 pictures (N, 3, 64, 64) and their classes (N, heads)."""
+    pictures, targets, waiting = [], [], []
+    for image, seen in lessons(options.pictures, seed=f"{options.seed} judge"):
+        waiting.append(image)
+        targets.append(list(classes(seen).values()))
+        if len(waiting) == BATCH:
+            pictures.append(_as_bytes(waiting))
+            waiting = []
+    if waiting:
+        pictures.append(_as_bytes(waiting))
+    return torch.cat(pictures), torch.tensor(targets)
+
+
+def _as_bytes(images: Sequence[Image.Image]) -> Tensor:
+    return ((sight(images) + 1) * 127.5).round().to(torch.uint8)
+
+
+def _batches(count: int, epochs: int, source: torch.Generator) -> Iterator[Tensor]:
+    for _ in range(epochs):
+        yield from torch.randperm(count, generator=source).split(BATCH)
+
+
+def _loss(scores: Tensor, targets: Tensor) -> Tensor:
+    """The sum of the heads' cross-entropies, over the pictures that show what the head is asked for."""
+    loss = scores.new_zeros(())
+    for number, head in enumerate(scores.split(SIZES, dim=1)):
+        known = targets[:, number] != UNKNOWN
+        if known.any():
+            loss = loss + functional.cross_entropy(head[known], targets[known, number], label_smoothing=0.02)
+    return loss
+
+
+def spoil(pixels: Tensor, source: torch.Generator) -> Tensor:
+    """Pictures as a base may draw them: a little moved, soft, off in colour, noisy; each in its own way."""
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(len(pixels), *shape, generator=source)
+
+    moved = functional.pad(pixels, (2, 2, 2, 2), mode="replicate")
+    down, across = torch.randint(5, (2,), generator=source).tolist()
+    moved = moved[..., down : down + SIGHT, across : across + SIGHT]
+    soft = functional.avg_pool2d(functional.pad(moved, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    softened = moved.lerp(soft, 0.8 * draw(1, 1, 1).square())
+    coloured = softened * (0.92 + 0.16 * draw(3, 1, 1)) + 0.16 * (draw(3, 1, 1) - 0.5)
+    noise = torch.randn(pixels.shape, generator=source)
+    return (coloured + 0.1 * draw(1, 1, 1).square() * noise).clamp(-1, 1)
