@@ -59,15 +59,19 @@ def kinds_of(leaves: Mapping[str, Tensor], scale: ScaleOf) -> tuple[Kind, ...]:
     left = canonical(leaves)
     scale = _scale(left, scale)
     kinds: list[Kind] = []
+    has_alpha = False  # it is the module's, so that every kind of the module that knows one has it
     for member in KINDS:
         mine = member.claim({leaf: tuple(tensor.shape) for leaf, tensor in left.items()})
         if not mine:
             continue
-        claimed = {leaf: left.pop(leaf) for leaf in sorted(mine)}
+        claimed = {leaf: left[leaf] for leaf in sorted(mine)}
+        left = {leaf: tensor for leaf, tensor in left.items() if leaf not in mine - {ALPHA}}
+        has_alpha |= ALPHA in mine
         try:
             kinds.append(member.from_leaves(claimed, scale))
         except AdapterError as error:
             problems.append(str(error))
+    left = {leaf: tensor for leaf, tensor in left.items() if leaf != ALPHA or not has_alpha}
     if left:
         problems.append(f"{', '.join(sorted(left))}: no kind of change has this and nothing else")
     if problems:
@@ -97,9 +101,7 @@ def leaves_of(kinds: Sequence[Kind]) -> dict[str, Tensor]:
     for kind in kinds:
         for leaf, tensor in kind.to_leaves().items():
             if leaf in found and not (leaf == ALPHA and torch.equal(found[leaf], tensor)):
-                raise AdapterError(
-                    f"holds {names}, of which two have a {leaf}; a file has one for each module"
-                )
+                raise AdapterError(f"holds {names}: two have {leaf}, and a file has one a module")
             found[leaf] = tensor
     if not found:
         raise AdapterError("holds nothing")
@@ -165,8 +167,8 @@ def _read_back(leaves: Mapping[str, Tensor]) -> list[str]:
     for member in KINDS:
         if mine := member.claim(left):
             names.append(member.name)
-            left = {leaf: shape for leaf, shape in left.items() if leaf not in mine}
-    return sorted([*names, *left])
+            left = {leaf: shape for leaf, shape in left.items() if leaf not in mine - {ALPHA}}
+    return sorted(names)
 
 
 def _told_apart(names: Iterable[str]) -> list[str]:
