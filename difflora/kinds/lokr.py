@@ -126,7 +126,9 @@ class LoKr(Kind):
         if not worth(one.inner * two.inner, out, prod(rest)):
             return None
         (up1, down1), (up2, down2) = one.pair(one.device), two.pair(one.device)
-        return Factors(torch.kron(down1, down2), torch.kron(up1, up2), self.scale)
+        # torch.kron cannot view every transposed matrix.
+        down = torch.kron(down1.contiguous(), down2.contiguous())
+        return Factors(down, torch.kron(up1.contiguous(), up2.contiguous()), self.scale)
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The factors that there are, and the scale."""
