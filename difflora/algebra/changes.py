@@ -12,7 +12,7 @@ from torch import Tensor
 
 from difflora.adapter import Adapter, Stack
 from difflora.algebra.spectrum import Spectrum, dense_spectrum, pair_spectrum
-from difflora.errors import NeedsBase, listing
+from difflora.errors import AdapterError, NeedsBase, listing
 from difflora.fit import fits
 from difflora.kinds import Bias, Full, Kind, LoHa, LoKr, LoRA, Norm
 
@@ -82,6 +82,11 @@ class Pair:
     down: Tensor
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """(out, rest)."""
+        return self.up.shape[0], self.down.shape[1]
+
+    @property
     def norm(self) -> float:
         """‖ΔW‖ in Frobenius norm, through the R × R Gram matrices."""
         return max(0.0, self.inner(self)) ** 0.5
@@ -105,6 +110,11 @@ class Dense:
     """ΔW (out, rest) in float32."""
 
     delta: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, rest)."""
+        return self.delta.shape[0], self.delta.shape[1]
 
     @property
     def norm(self) -> float:
@@ -184,16 +194,17 @@ def bias_of(kinds: Sequence[Kind], site: Site) -> Tensor | None:
     return sum(changes[1:], changes[0]) if changes else None
 
 
-def changes(adapter: Adapter, sites: Sites) -> Iterator[tuple[str, Change]]:
-    """Path and change of every module whose weight an adapter changes, sorted by path.
+def changes_at(path: str, adapters: Sequence[Adapter], sites: Sites) -> list[Change | None]:
+    """The change of one module by each adapter; None where it leaves the weight alone.
 
-    Raises NeedsBase naming every module that needs one.
+    Raises AdapterError if two are of different shapes, NeedsBase as `change_of` does.
     """
-    needing = NeedingBase()
-    for path in sorted(adapter.modules):
-        change = None
-        with needing.at(path):
-            change = change_of(adapter.modules[path], sites[path])
-        if change is not None:
-            yield path, change
-    needing.require()
+    site = sites[path]
+    found = [change_of(adapter.modules.get(path, ()), site) for adapter in adapters]
+    shapes = list(dict.fromkeys(change.shape for change in found if change is not None))
+    if len(shapes) > 1:
+        raise AdapterError(
+            f"{path} is {' and '.join(map(str, shapes))} in different adapters: their bases differ. Use "
+            "adapters made for one base."
+        )
+    return found

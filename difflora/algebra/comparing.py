@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from difflora.adapter import Adapter, Stack
-from difflora.algebra.changes import Change, Sites, change_of, changes, inner
+from difflora.algebra.changes import Change, NeedingBase, Sites, changes_at, inner
 from difflora.algebra.spectrum import Spectrum, one_thread
 from difflora.errors import AdapterError
 
@@ -73,18 +73,21 @@ def compare(a: Adapter, b: Adapter, *, base: Model | None = None) -> Comparison:
     Raises NeedsBase naming the modules whose ΔW depends on the base weight if there is no `base`,
     AdapterError naming modules of which the two have different shapes.
     """
-    sites = Sites(base, Stack([(a, 1.0), (b, 1.0)]))
+    sites, needing = Sites(base, Stack([(a, 1.0), (b, 1.0)])), NeedingBase()
     modules: dict[str, ModuleComparison] = {}
     only_a: dict[str, float] = {}
+    only_b: dict[str, float] = {}
     with one_thread(), torch.no_grad():
-        for path, own in changes(a, sites):
-            other = change_of(b.modules.get(path, ()), sites[path])
-            if other is None:
-                only_a[path] = own.norm
-            else:
-                modules[path] = _compared(path, own, other)
-        rest = Adapter({path: kinds for path, kinds in b.modules.items() if path not in modules})
-        only_b = {path: change.norm for path, change in changes(rest, sites)}
+        for path in sorted(a.modules.keys() | b.modules.keys()):
+            with needing.at(path):
+                own, other = changes_at(path, (a, b), sites)
+                if own is not None and other is not None:
+                    modules[path] = _compared(own, other)
+                elif own is not None:
+                    only_a[path] = own.norm
+                elif other is not None:
+                    only_b[path] = other.norm
+    needing.require()
     return Comparison(modules, only_a, only_b)
 
 
@@ -93,25 +96,19 @@ def subspace_overlap(a: Adapter, b: Adapter, path: str, *, base: Model | None = 
 
     φ(i, j) = ‖V_aᵀ V_b‖² / min(i, j) over the i and j foremost input directions: 1 where the smaller space
     lies within the larger.
-    Raises KeyError if one of them does not change `path`, NeedsBase as `compare` does.
+    Raises AdapterError if one of them does not change the weight of `path`, NeedsBase as `compare` does.
     Source: Hu et al. 2021, "LoRA", section 7.2.
     """
     sites = Sites(base, Stack([(a, 1.0), (b, 1.0)]))
-    found = [change_of(adapter.modules[path], sites[path]) for adapter in (a, b)]
     with one_thread(), torch.no_grad():
-        spectra = [change.spectrum() for change in found if change is not None]
-        if len(spectra) < 2:
-            raise AdapterError(f"{path}: one of the two changes its bias alone, which has no directions")
-        return _overlaps(*spectra)
+        own, other = changes_at(path, (a, b), sites)
+        if own is None or other is None:
+            raise AdapterError(f"{path}: only modules whose weight both adapters change can be compared")
+        return _overlaps(own.spectrum(), other.spectrum())
 
 
-def _compared(path: str, a: Change, b: Change) -> ModuleComparison:
+def _compared(a: Change, b: Change) -> ModuleComparison:
     one, two = a.spectrum(), b.spectrum()
-    sizes = [(spectrum.left.shape[0], spectrum.right.shape[1]) for spectrum in (one, two)]
-    if sizes[0] != sizes[1]:
-        raise AdapterError(
-            f"{path}: {sizes[0]} in one adapter and {sizes[1]} in the other; their bases differ"
-        )
     norms = one.norm * two.norm
     grid = _overlaps(one, two)
     foremost = max(1, round(min(one.effective_rank, two.effective_rank)))

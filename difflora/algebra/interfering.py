@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from difflora.adapter import Adapter, Stack, Weight
-from difflora.algebra.changes import Change, NeedingBase, Sites, change_of, inner
+from difflora.algebra.changes import Change, NeedingBase, Sites, changes_at, inner
 from difflora.algebra.spectrum import one_thread
 
 if TYPE_CHECKING:
@@ -76,9 +76,7 @@ def interference(stack: Stack, *, base: Model | None = None) -> Interference:
     with one_thread(), torch.no_grad():
         for path in stack.paths():
             with needing.at(path):
-                found = [
-                    change_of(adapter.modules.get(path, ()), sites[path]) for adapter, _ in entries.values()
-                ]
+                found = changes_at(path, [adapter for adapter, _ in entries.values()], sites)
                 if any(change is not None for change in found):
                     dials = [weight.of(path) for _, weight in entries.values()]
                     products[path] = _products(found, dials)
