@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from PIL import Image
 from torch import nn
 
 from difflora.adapter import Adapter, AdapterMeta, Stack, Weight
-from difflora.apply import Mode
+from difflora.apply import Mode, applied
 from difflora.errors import ConfigError, FitError, GenerationError, RecipeError
 from difflora.families import load
 from difflora.families.model import Model
 from difflora.formats import write
-from difflora.generate import DIFFERENCES_KEY, differences, generate, replay, resolved
+from difflora.generate import DIFFERENCES_KEY, Row, differences, draw_rows, generate, replay, resolved
 from difflora.kinds import LoRA
 from difflora.library import Library
 from difflora.recipe import Recipe, RecipeBase, Request, read_recipe, save_png
@@ -349,6 +350,18 @@ def test_the_words_of_adapters_are_known_unless_their_text_weight_is_zero(model:
     assert distance(taught, plain) > 0
     assert distance(taught, stronger) == 0
     assert distance(absent, plain) == 0
+
+
+def test_images_of_one_batch_know_the_words_of_their_own_mixes(model: Model) -> None:
+    stack = Stack([(words(model, "zig", seed=1), 1.0), (words(model, "Zig", seed=2), 0.0)])
+    mixes = [stack, stack.with_weights([0.0, 0.0]), stack.with_weights([0.0, 1.0])]
+    settings = resolved(QUICK.model_copy(update={"prompt": "a red zig", "negative": ""}), model.facts)
+    with applied(model, stack, mode="live"):
+        together = draw_rows(model, [Row(settings, settings.seed, mix) for mix in mixes], mode="live")
+    for image, mix in zip(together, mixes, strict=True):
+        (alone,) = generate(model, settings, stack=mix, mode="live")
+        assert distance(image, alone) <= 1
+    assert all(distance(a, b) > 1 for a, b in combinations(together, 2))
 
 
 def test_a_word_of_another_base_is_refused_before_anything_is_drawn(model: Model) -> None:

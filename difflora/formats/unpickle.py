@@ -21,6 +21,18 @@ MEMORY = 2 << 30
 """Bytes beside those of the file itself, of which two copies may be held."""
 CPU_SECONDS = 500
 
+
+class _Nothing:
+    """Stands for a class that a pickle names and never uses."""
+
+
+# The first embeddings there were hold a ParameterDict; checkpoints of Stable Diffusion 1 name a class of the
+# program that trained them.
+_HARMLESS = (
+    torch.nn.ParameterDict,
+    (_Nothing, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+)
+
 # Trainers wrap the tensors of a model in these; A1111 an embedding's in the last.
 _WRAPPERS = ("state_dict", "string_to_param")
 
@@ -29,8 +41,8 @@ def main(source: str, target: str) -> None:
     """Converts one file. Raises AdapterFileError and whatever torch's reader raises."""
     size = os.path.getsize(source)
     _limit(size)
-    allowed = torch.serialization.safe_globals([torch.nn.ParameterDict])  # of the first embeddings there were
-    with open(source, "rb") as file, allowed:  # given a name, torch would choose its reader by the ending
+    # Given a name, torch would choose its reader by the ending.
+    with open(source, "rb") as file, torch.serialization.safe_globals([*_HARMLESS]):
         content = torch.load(file, map_location="cpu", weights_only=True)
     tensors, left_out = named_tensors(content)
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -3,6 +3,7 @@
 import os
 import pickle
 import sys
+import types
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +70,24 @@ def test_what_a_pickle_may_be() -> None:
     assert list(tensors) == ["a.b"] and left_out == ["epoch", "steps"]
     assert list(named_tensors({"<cat>": VECTORS[0]})[0]) == ["<cat>"]
     assert list(named_tensors({"clip_l": VECTORS, "clip_g": VECTORS})[0]) == ["clip_l", "clip_g"]
+
+
+def test_a_checkpoint_that_names_its_trainer_keeps_its_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As sd-v1-4.ckpt does."""
+    place = "pytorch_lightning.callbacks.model_checkpoint"
+    module = types.ModuleType(place)
+    trainer = type("ModelCheckpoint", (), {"__module__": place})
+    module.ModelCheckpoint = trainer
+    for name in ("pytorch_lightning", "pytorch_lightning.callbacks"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, place, module)
+    first = torch.nn.ParameterDict({"x": torch.nn.Parameter(VECTORS)})
+    content = {"state_dict": {"a.b": VECTORS}, "callbacks": {trainer: {"best": VECTORS}}, "first": first}
+    found = convert_pickle(saved(tmp_path / "base.ckpt", content), tmp_path / "base.safetensors")
+    assert found.tensors == 1 and found.left_out == ("callbacks", "first")
+    assert torch.equal(read_tensors(found.path).tensors["a.b"], VECTORS)
 
 
 @pytest.mark.parametrize(
