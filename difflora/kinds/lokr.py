@@ -126,9 +126,7 @@ class LoKr(Kind):
         if not worth(one.inner * two.inner, out, prod(rest)):
             return None
         (up1, down1), (up2, down2) = one.pair(one.device), two.pair(one.device)
-        # torch.kron cannot view every transposed matrix.
-        down = torch.kron(down1.contiguous(), down2.contiguous())
-        return Factors(down, torch.kron(up1.contiguous(), up2.contiguous()), self.scale)
+        return Factors(_kron(down1, down2), _kron(up1, up2), self.scale)
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The factors that there are, and the scale."""
@@ -232,3 +230,8 @@ class _Side:
         a, _ = self._tensors
         cut = a[start:stop] if self.mid is None else a[:, start:stop]
         return replace(self, a=cut.clone())
+
+
+def _kron(a: Tensor, b: Tensor) -> Tensor:
+    """The Kronecker product of two matrices; torch.kron fails on a transposed row, whose strides it keeps."""
+    return torch.einsum("ij,kl->ikjl", a, b).reshape(a.shape[0] * b.shape[0], -1)
