@@ -97,7 +97,7 @@ class _Settings:
 def _usable(prefix: str, own: Mapping[str, Any]) -> None:
     """Raises ValueError if adapters under these settings are not what their tensors say."""
     kind = own.get("peft_type", "LORA")
-    if kind not in _ALPHA:
+    if not isinstance(kind, str) or kind not in _ALPHA:
         raise ValueError(f"{prefix}peft_type is {str(kind)[:40]}, expected {', '.join(_ALPHA)}")
     for key, reason in _NOT_PLAIN.items():
         if own.get(key):
