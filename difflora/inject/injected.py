@@ -104,4 +104,5 @@ def _lean(model: Model, layers: list[Layer]) -> Iterator[Attached]:
 def _layer(model: Model, path: str, options: NetworkOptions, seed: int) -> Layer:
     module = model.module(path)
     assert isinstance(module, nn.Linear | nn.Conv2d), "targets() selects no other"
-    return Layer(path, module, model.shapes()[path], options.rank, options.scale, seed)
+    shape = model.shapes()[path]
+    return Layer(path, module, shape, options.rank, options.scale, seed=seed, lokr_factor=options.lokr_factor)

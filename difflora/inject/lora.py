@@ -40,9 +40,14 @@ class TrainedLoRA(Trainable):
 
         return beside
 
-    def kind(self, dtype: torch.dtype) -> LoRA:
+    def kind(self, dtype: torch.dtype) -> Kind:
         """See Trainable.kind."""
-        return LoRA(self.copy("down", dtype), self.copy("up", dtype), self.layer.scale)
+        return self.lora(dtype)
+
+    def lora(self, dtype: torch.dtype) -> LoRA:
+        """A copy of the pair on the CPU."""
+        down, up = (part.detach().to("cpu", dtype, copy=True) for part in self.pair())
+        return LoRA(down, up, self.layer.scale)
 
     def values(self, kind: Kind) -> Mapping[str, Tensor]:
         """See Trainable.values."""
@@ -80,11 +85,6 @@ class TrainedPissa(TrainedLoRA):
         """The pair of twice the rank."""
         down, up = self.parameters["down"], self.parameters["up"]
         return torch.cat([self._down + down, down]), torch.cat([up, self._up], dim=1)
-
-    def kind(self, dtype: torch.dtype) -> LoRA:
-        """See Trainable.kind."""
-        down, up = (part.detach().to("cpu", dtype, copy=True) for part in self.pair())
-        return LoRA(down, up, self.layer.scale)
 
     def values(self, kind: Kind) -> Mapping[str, Tensor]:
         """See Trainable.values."""

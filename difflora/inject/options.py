@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from difflora.inject.table import TRAINABLE
 from difflora.inject.trainable import Trainable
 
-KindName = Literal["lora"]
+KindName = Literal["lora", "dora", "loha", "lokr", "full"]
 InitName = Literal["default", "pissa"]
 
 
@@ -19,7 +19,8 @@ class NetworkOptions(BaseModel):
 
     kind: KindName = Field(
         "lora",
-        description="What is learned for a layer: lora (with convolutions also called LoCon).",
+        description="What is learned for a layer: lora (with convolutions: LoCon), dora (its length apart), "
+        "loha or lokr (more ranks in the same size), full (every weight: large files, no rank or alpha).",
     )
     rank: int = Field(
         16,
@@ -40,6 +41,12 @@ class NetworkOptions(BaseModel):
         description="Where lora starts: default at random, pissa at the base's strongest directions (learns "
         "faster; the file has twice the rank).",
     )
+    lokr_factor: int | None = Field(
+        None,
+        ge=1,
+        description="lokr: the most rows and columns of its small side; smaller ones learn more and make "
+        "larger files. Default: as square as can be.",
+    )
     targets: str = Field(
         "attn",
         description="Layers that get factors: attn, attn+ff, all-linear, all (with convolutions), or regular "
@@ -56,6 +63,8 @@ class NetworkOptions(BaseModel):
             raise ValueError(f"kind={self.kind!r} has no init={self.init!r}; use it with {', '.join(able)}")
         if self.rslora and not rows[self.init].has_rank:
             raise ValueError(f"rslora is a scale by rank, and kind={self.kind!r} has none: leave it out")
+        if self.lokr_factor is not None and self.kind != "lokr":
+            raise ValueError(f"lokr_factor belongs to kind='lokr', and kind is {self.kind!r}: leave it out")
         return self
 
     @property

@@ -32,6 +32,11 @@ class Layer:
     lokr_factor: int | None = None
 
     @property
+    def columns(self) -> int:
+        """in · kh · kw."""
+        return math.prod(self.shape[1:])
+
+    @property
     def is_plain(self) -> bool:
         """Whether it computes x Wᵀ + b and nothing else: no subclass, no forward in front of its own."""
         return type(self.module) in (nn.Linear, nn.Conv2d) and "forward" not in self.module.__dict__
