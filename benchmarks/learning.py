@@ -8,20 +8,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.drawing import Drawing, draw, judged_sheet
-from benchmarks.exam import PLAIN, ROBOT, Seen, answers, held_out_scenes, said
+from benchmarks.drawing import Drawing, judged_sheet
+from benchmarks.exam import PLAIN, Seen, held_out_scenes, said
 from benchmarks.judge import Judge
-from benchmarks.report import Section, Share, held, share
-from difflora.adapter import Adapter, Stack
+from benchmarks.painter import Drawn, Painter
+from benchmarks.report import Section, share, with_goal
+from benchmarks.subject import subject_section
+from difflora.adapter import Adapter
 from difflora.demo import GUIDANCE, LESSONS, Lesson
 from difflora.errors import AlreadyTrained
 from difflora.families.model import Model
 from difflora.formats import read
 from difflora.training.config import configure
 from difflora.training.loop import train
-from train_scripts.shapes.characters import TRIGGER
-from train_scripts.shapes.sample_data import ROBOT_BACKGROUNDS, styled_caption
-from train_scripts.shapes.world import COLOURS, Scene
+from train_scripts.shapes.sample_data import styled_caption
+from train_scripts.shapes.world import Scene
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SHAPE_HEADS = ("layout", "first shape", "second shape")
@@ -45,36 +46,6 @@ class Learning:
     def quick(self) -> "Learning":
         """A few of each, to see that everything runs."""
         return replace(self, prompts=6, steps=40)
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """Pictures of the same prompts and seeds, and what the judge saw in them."""
-
-    images: list[Image.Image]
-    seen: list[Seen]
-
-    def carrying(self, look: str) -> Share:
-        return share([one.look == look for one in self.seen])
-
-    def right(self, wanted: Sequence[Seen], heads: Sequence[str]) -> Share:
-        """How many are right in all of `heads`, of those that can show any of them."""
-        asked = [answers(one, truth) for one, truth in zip(self.seen, wanted, strict=True)]
-        chosen = [[given[head] for head in heads if head in given] for given in asked]
-        return share([all(some) for some in chosen if some])
-
-
-@dataclass(frozen=True, slots=True)
-class Painter:
-    """Draws with the base and an adapter, and has it judged."""
-
-    model: Model
-    judge: Judge
-    drawing: Drawing
-
-    def __call__(self, prompts: Sequence[str], adapter: Adapter, weight: float = 1.0) -> Drawn:
-        images = draw(self.model, prompts, self.drawing, stack=Stack([(adapter, weight)]))
-        return Drawn(images, self.judge(images))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +102,7 @@ def learning_sections(
     for lesson in lessons(data):
         adapter = learned(lesson, data, output, steps=options.steps)
         if lesson.preset == "subject":
-            robots.append(_subject_section(paint, adapter, options.prompts, output))
+            robots.append(subject_section(paint, adapter, options.prompts, output))
         else:
             figures = style_figures(paint, adapter, lesson.name, data / lesson.folder, options.prompts)
             _write_sheet(figures, output)
@@ -192,7 +163,7 @@ def style_row(figures: StyleFigures) -> tuple[str, ...]:
         (figures.base_unasked.right(plain, SHAPE_HEADS), ""),
         (figures.base_unasked.right(plain, COLOUR_HEADS), ""),
     )
-    return (figures.style, *(_with_goal(one, goal) for one, goal in shares))
+    return (figures.style, *(with_goal(one, goal) for one, goal in shares))
 
 
 def blend_row(figures: StyleFigures) -> tuple[str, ...]:
@@ -219,56 +190,6 @@ def drift(one: Image.Image, other: Image.Image) -> float:
     """Root mean square difference of two RGB images of one size, in levels of 255."""
     first, second = (np.asarray(image, dtype=np.float64) for image in (one, other))
     return float(np.sqrt(((first - second) ** 2).mean()))
-
-
-def _with_goal(one: Share, goal: str) -> str:
-    return f"{one}, {held(one.value, goal)}" if goal else str(one)
-
-
-def subject_prompts(count: int) -> dict[str, list[tuple[str, str]]]:
-    """Sorts of prompts → `count` pairs of prompt and background; only the last sort has the folder's own."""
-    unseen = [colour for colour in COLOURS if colour not in ROBOT_BACKGROUNDS]
-    wordings = ("{} on a {} background", "a picture of {} on a {} background", "a {} in front of {}")
-    sorts = {
-        "unseen backgrounds": [(f"a photo of {TRIGGER} on a {place} background", place) for place in unseen],
-        "other words": [(words.format(TRIGGER, place), place) for words in wordings for place in COLOURS],
-        "backgrounds of the folder": [
-            (f"a photo of {TRIGGER} on a {place} background", place) for place in ROBOT_BACKGROUNDS
-        ],
-    }
-    return {sort: (pairs * -(-count // len(pairs)))[:count] for sort, pairs in sorts.items()}
-
-
-def _subject_section(paint: Painter, adapter: Adapter, count: int, output: Path) -> Section:
-    rows = []
-    for sort, pairs in subject_prompts(count).items():
-        prompts = [prompt for prompt, _ in pairs]
-        drawn, base = paint(prompts, adapter), paint(prompts, adapter, 0.0)
-        recognised = [one.subject == ROBOT for one in drawn.seen]
-        places = [one.background == place for one, (_, place) in zip(drawn.seen, pairs, strict=True)]
-        alone = share([one.subject == ROBOT for one in base.seen])
-        found = share(recognised)
-        rows.append((sort, _with_goal(found, "≥ 0.8"), str(alone), str(share(places))))
-        shown = slice(0, 4 * SHEET_PROMPTS)
-        sheet = judged_sheet(drawn.images[shown], recognised[shown], columns=SHEET_PROMPTS)
-        sheet.save(output / f"judged_{adapter.meta.name}_{sort.replace(' ', '_')}.png")
-    rows.append(_subject_unasked(paint, adapter, count))
-    columns = ("prompts", "robot recognised", "base alone", "background right")
-    return Section("A subject learned from 8 images", _ABOUT_SUBJECT, columns, tuple(rows))
-
-
-_ABOUT_SUBJECT = (
-    "A robot under new seeds. The last row asks for objects of the world: no robot should be there."
-)
-
-
-def _subject_unasked(paint: Painter, adapter: Adapter, count: int) -> tuple[str, ...]:
-    scenes = style_scenes(count, ())
-    wanted = [said(scene) for scene in scenes]
-    prompts = [scene.caption for scene in scenes]
-    drawn, base = paint(prompts, adapter), paint(prompts, adapter, 0.0)
-    with_robot = [share([one.subject == ROBOT for one in each.seen]) for each in (drawn, base)]
-    return ("without the trigger", *map(str, with_robot), str(drawn.right(wanted, ("background",))))
 
 
 def _write_sheet(figures: StyleFigures, output: Path) -> None:

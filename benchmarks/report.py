@@ -64,6 +64,11 @@ def held(value: float, goal: str) -> str:
     return f"{goal}: {'met' if is_met else 'missed'}"
 
 
+def with_goal(one: Share, goal: str) -> str:
+    """The share, and whether it meets the goal, such as "≥ 0.9"."""
+    return f"{one}, {held(one.value, goal)}" if goal else str(one)
+
+
 def this_machine() -> tuple[str, ...]:
     """Processor, threads, GPU and versions, one line each."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "not run on a GPU"

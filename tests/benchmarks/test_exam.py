@@ -22,7 +22,8 @@ from benchmarks.exam import (
     said,
     seen_from,
 )
-from benchmarks.learning import style_scenes, subject_prompts, taught_captions
+from benchmarks.learning import style_scenes, taught_captions
+from benchmarks.subject import subject_prompts
 from train_scripts.shapes.styles import STYLES
 from train_scripts.shapes.unet import training_scenes
 from train_scripts.shapes.world import COLOURS, Odds, random_scene

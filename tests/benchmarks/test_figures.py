@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.__main__ import PARTS
 from benchmarks.base_quality import Judged, decibels, looks, prompt_rows
 from benchmarks.exam import LOOKS, ROBOT, Seen
-from benchmarks.learning import Drawn, drift, lessons, rises
-from benchmarks.report import Part, Section, Share, held, keep, kept, markdown, share
+from benchmarks.learning import drift, lessons, rises
+from benchmarks.painter import Drawn
+from benchmarks.report import RESULTS, Part, Section, Share, held, keep, kept, markdown, share, with_goal
 
 SAMPLES = Path(__file__).parents[2] / "sample_data"
 STAR = Seen("red", "one", ("star",), ("blue",))
@@ -33,6 +35,8 @@ def test_a_share_and_its_goal() -> None:
     assert held(0.9, "≥ 0.9") == "≥ 0.9: met" and held(0.89, "≥ 0.9") == "≥ 0.9: missed"
     assert held(3.1, "≤ 3 s") == "≤ 3 s: missed" and held(27.5, "≥ 27 dB") == "≥ 27 dB: met"
     assert held(0.1, "") == ""
+    assert with_goal(Share(1, 2), "≤ 0.05") == "50 % (1 of 2), ≤ 0.05: missed"
+    assert with_goal(Share(1, 2), "") == "50 % (1 of 2)"
 
 
 def test_rising_is_never_falling_and_ends_higher() -> None:
@@ -75,3 +79,7 @@ def test_parts_are_kept_apart_and_told_in_order(tmp_path: Path) -> None:
     assert kept(["a", "missing", "b"], tmp_path) == [first, second]
     page = markdown([first, second])
     assert page.count("| a step | 3 ms |") == 3 and page.index("one machine") < page.index("another")
+
+
+def test_the_page_of_results_is_what_the_parts_say() -> None:
+    assert RESULTS.read_text(encoding="utf-8") == markdown(kept(tuple(PARTS)))
