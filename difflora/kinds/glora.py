@@ -84,10 +84,9 @@ class GLoRA(Kind):
     def to_leaves(self) -> Mapping[str, Tensor]:
         """The tensors in today's layout, alpha = scale · rank."""
         parts = (self.input_up, self.input_down, self.up, self.down)
-        leaves = dict(zip(_LEAVES, parts, strict=True))
-        if self.mid is not None:
-            leaves[_MID] = self.mid
-        return {**leaves, "alpha": number(self.scale * self.rank)}
+        middle = {} if self.mid is None else {_MID: self.mid}
+        alpha = number(self.scale * self.rank)
+        return {**dict(zip(_LEAVES, parts, strict=True)), **middle, "alpha": alpha}
 
     @property
     def rank(self) -> int:
@@ -105,9 +104,9 @@ class GLoRA(Kind):
     def delta(self, weight: Tensor | None = None) -> Tensor:
         """ΔW in float32; see Kind.delta."""
         base = pristine(self, weight)
-        through = torch.tensordot(base, self._input_up(base.device), dims=([1], [0]))
+        through = torch.einsum("oi...,ir->or...", base, self._input_up(base.device))
         down = self.input_down.to(base.device, torch.float32).flatten(1)
-        moved = torch.tensordot(through, down, dims=([through.ndim - 1], [0])).movedim(-1, 1)
+        moved = torch.einsum("or...,ri->oi...", through, down)
         return (moved * self.scale).add_(self._added.delta(base))
 
     def _input_up(self, device: torch.device) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 class Factors(NamedTuple):
     """A low-rank form: ΔW = scale · up @ down.
 
-    `down` is (rank, in) or (rank, in, kh, kw); `up` is (out, rank) or (out, rank, 1, 1).
+    `down` is (rank, in), (rank, in, kh, kw) or, for a kernel too, (rank, in·kh·kw); `up` is (out, rank) or
+    (out, rank, 1, 1). A kind whose factors would be no smaller than ΔW itself has none.
     """
 
     down: Tensor

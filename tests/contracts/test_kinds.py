@@ -111,6 +111,29 @@ def test_delta_is_a_new_tensor_each_time_and_always_the_same(name: str, shape: S
 
 
 @each_case
+def test_delta_is_where_the_weight_is(name: str, shape: Shape) -> None:
+    change = sample(name, shape)
+    delta = change.delta(torch.empty(shape, device="meta"))
+    assert delta.device.type == "meta" and delta.shape == shape
+    shift = change.bias_delta(torch.empty(shape[:1], device="meta"))
+    assert shift is None or (shift.device.type == "meta" and shift.shape == shape[:1])
+
+
+@each_case
+def test_delta_can_be_differentiated_in_every_factor(name: str, shape: Shape) -> None:
+    leaves = {leaf: tensor.clone() for leaf, tensor in sample(name, shape).to_leaves().items()}
+    factors = {leaf: tensor.requires_grad_() for leaf, tensor in leaves.items() if tensor.ndim}
+    kind = type(sample(name, shape))
+    change = kind.from_leaves(leaves, lambda rank: float(leaves["alpha"]) / rank)
+    total = change.delta(pristine(shape)).square().sum()
+    if (shift := change.bias_delta(torch.zeros(shape[0]))) is not None:
+        total = total + shift.square().sum()
+    total.backward()
+    for leaf, tensor in factors.items():
+        assert tensor.grad is not None and tensor.grad.isfinite().all() and tensor.grad.any(), leaf
+
+
+@each_case
 def test_without_a_weight_delta_is_flat_or_says_what_it_needs(name: str, shape: Shape) -> None:
     change = sample(name, shape)
     if type(change).needs_weight:
@@ -162,33 +185,33 @@ def test_the_live_form_is_the_delta(name: str, shape: Shape) -> None:
 
 
 @each_case
-@pytest.mark.parametrize("dial", [0.0, 0.5, -1.7])
-def test_times_multiplies_the_delta_and_the_change_of_the_bias(name: str, shape: Shape, dial: float) -> None:
+def test_times_multiplies_the_delta_and_the_change_of_the_bias(name: str, shape: Shape) -> None:
     change, weight, bias = sample(name, shape), pristine(shape), torch.zeros(shape[0])
-    scaled = change.times(dial)
-    if scaled is None:
-        assert type(change).needs_weight, "exact for every kind that is no function of the weight"
-        return
-    close(scaled.delta(weight), change.delta(weight) * dial)
-    shift, scaled_shift = change.bias_delta(bias), scaled.bias_delta(bias)
-    assert (shift is None) == (scaled_shift is None)
-    if shift is not None and scaled_shift is not None:
-        close(scaled_shift, shift * dial)
+    for dial in (0.0, 0.5, -1.7):
+        scaled = change.times(dial)
+        if scaled is None:
+            assert type(change).needs_weight, "exact for every kind that is no function of the weight"
+            return
+        close(scaled.delta(weight), change.delta(weight) * dial)
+        shift, scaled_shift = change.bias_delta(bias), scaled.bias_delta(bias)
+        assert (shift is None) == (scaled_shift is None)
+        if shift is not None and scaled_shift is not None:
+            close(scaled_shift, shift * dial)
 
 
 @each_case
-@pytest.mark.parametrize(("start", "stop"), [(0, 4), (2, 4), (4, 8), (3, 7), (0, 8)])
-def test_the_delta_of_rows_is_the_rows_of_the_delta(name: str, shape: Shape, start: int, stop: int) -> None:
+def test_the_delta_of_rows_is_the_rows_of_the_delta(name: str, shape: Shape) -> None:
     change, weight, bias = sample(name, shape), pristine(shape), torch.ones(shape[0])
-    part = change.rows(start, stop)
-    if part is None:
-        return
-    assert part.problem((stop - start, *shape[1:])) is None
-    close(part.delta(weight[start:stop]), change.delta(weight)[start:stop])
-    shift, part_shift = change.bias_delta(bias), part.bias_delta(bias[start:stop])
-    assert (shift is None) == (part_shift is None)
-    if shift is not None and part_shift is not None:
-        close(part_shift, shift[start:stop])
+    for start, stop in ((0, 4), (2, 4), (4, 8), (3, 7), (0, 8)):
+        part = change.rows(start, stop)
+        if part is None:
+            continue
+        assert part.problem((stop - start, *shape[1:])) is None
+        close(part.delta(weight[start:stop]), change.delta(weight)[start:stop])
+        shift, part_shift = change.bias_delta(bias), part.bias_delta(bias[start:stop])
+        assert (shift is None) == (part_shift is None)
+        if shift is not None and part_shift is not None:
+            close(part_shift, shift[start:stop])
 
 
 @each_case
