@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeAlias, get_args
 
 import tyro
 
+from benchmarks.algebra import algebra_sections
 from benchmarks.base_quality import BaseQuality, base_sections
 from benchmarks.drawing import Drawing
 from benchmarks.judge import JudgeOptions, trained_judge
@@ -22,12 +23,13 @@ from difflora.families import load
 
 DATA = Path(__file__).parents[1] / "sample_data"
 OUTPUT = Path(__file__).parents[1] / "outputs" / "benchmarks"
-PartName: TypeAlias = Literal["speed", "base", "learning"]
+PartName: TypeAlias = Literal["speed", "algebra", "base", "learning"]
 
 
 @dataclass(frozen=True)
 class Flags:
-    """What to measure. All of it takes about 25 minutes on two idle cores: speed 3, base 7, learning 15."""
+    """What to measure. All of it takes about 27 minutes on two idle cores: speed 3,
+    algebra 2, base 7, learning 15."""
 
     parts: Annotated[tuple[PartName, ...], tyro.conf.Positional] = get_args(PartName)
     """Which parts."""
@@ -70,6 +72,10 @@ def _cells(row: Row) -> tuple[str, ...]:
     return row.what, row.ours, row.peer, f"{row.ratio:.2f}", row.meaning
 
 
+def _algebra(flags: Flags) -> list[Section]:
+    return algebra_sections(quick=flags.quick)
+
+
 def _base(flags: Flags) -> list[Section]:
     options = BaseQuality(Drawing(flags.guidance))
     judge, model = trained_judge(_judge_options(flags), cache=flags.output), load(flags.data / "shapes-sd")
@@ -104,6 +110,7 @@ def _judge_options(flags: Flags) -> JudgeOptions:
 
 PARTS: Mapping[PartName, Callable[[Flags], list[Section]]] = {
     "speed": _speed,
+    "algebra": _algebra,
     "base": _base,
     "learning": _learning,
 }
