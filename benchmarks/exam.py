@@ -9,19 +9,29 @@ from PIL import Image, ImageChops, ImageDraw
 
 from train_scripts.shapes.characters import random_robot
 from train_scripts.shapes.styles import STYLES
-from train_scripts.shapes.world import COLOURS, SHAPES, SUPERSAMPLING, Odds, Scene, Thing, random_scene
+from train_scripts.shapes.world import (
+    COLOURS,
+    RGB,
+    SHAPES,
+    SUPERSAMPLING,
+    TINT,
+    Odds,
+    Scene,
+    Thing,
+    random_scene,
+)
 
 EDGE = 128
-PLAIN, ROBOT, OTHER = "plain", "robot", "other"  # OTHER is what no outline of the world looks like
+PLAIN, ROBOT, OTHER = "plain", "robot", "other"  # OTHER is no shape of the world, or several colours
 LOOKS = (PLAIN, *STYLES)
 LAYOUTS = ("one", "row", "column")
 HEADS: Mapping[str, tuple[str, ...]] = {
     "background": tuple(COLOURS),
     "layout": LAYOUTS,
     "first shape": (*SHAPES, OTHER),
-    "first colour": tuple(COLOURS),
+    "first colour": (*COLOURS, OTHER),
     "second shape": (*SHAPES, OTHER),
-    "second colour": tuple(COLOURS),
+    "second colour": (*COLOURS, OTHER),
     "look": LOOKS,
     "subject": ("none", ROBOT),
 }
@@ -113,7 +123,7 @@ def held_out_scenes(count: int, *, pairs: bool, seed: str = "held out") -> list[
 
 
 def lessons(count: int, *, seed: str) -> Iterator[tuple[Image.Image, Seen]]:
-    """Pictures of 128×128 with what they show: every look and layout, robots, spoiled shapes, half styles."""
+    """Pictures of 128×128 with what they show: every look and layout, robots, spoiled objects."""
     rng = random.Random(seed)
     for _ in range(count):
         yield _lesson(rng)
@@ -123,7 +133,7 @@ def _lesson(rng: random.Random) -> tuple[Image.Image, Seen]:
     if rng.random() < 0.1:
         background = rng.choice(list(COLOURS))
         image, seen = random_robot(rng, background).render(EDGE), Seen(background, subject=ROBOT)
-    elif rng.random() < 0.08:
+    elif rng.random() < 0.14:
         image, seen = _spoiled(random_scene(rng, Odds(pair=0.4)), rng)
     else:
         scene = random_scene(rng, Odds(pair=0.55))
@@ -140,32 +150,63 @@ def _styled(image: Image.Image, seen: Seen, look: str, rng: random.Random) -> tu
 
 
 def _spoiled(scene: Scene, rng: random.Random) -> tuple[Image.Image, Seen]:
-    """A scene of which one object has no shape of the world: a blob, or two shapes run into one."""
-    things, wrong = in_reading_order(scene), rng.randrange(len(scene.things))
-    edge = EDGE * SUPERSAMPLING
+    """A scene of which one object is as bases draw them that learned too little: a blob, two shapes run into
+    one, or a shape in two colours."""
+    things, edge = list(in_reading_order(scene)), EDGE * SUPERSAMPLING
+    wrong = rng.randrange(len(things))
     image = Image.new("RGB", (edge, edge), scene.background_rgb)
     for number, thing in enumerate(things):
-        spoil = rng.choice((_blob, _run_together))
-        image.paste(thing.rgb, mask=spoil(thing, rng, edge) if number == wrong else thing.mask(edge, edge))
-    shapes = tuple(OTHER if number == wrong else thing.shape for number, thing in enumerate(things))
-    return image.resize((EDGE, EDGE), Image.Resampling.BOX), replace(said(scene), shapes=shapes)
+        if number != wrong:
+            image.paste(thing.rgb, mask=thing.mask(edge, edge))
+    spoil = rng.choice((_blob, _run_together, _two_coloured))
+    things[wrong] = spoil(image, things[wrong], rng)
+    seen = replace(
+        said(scene),
+        shapes=tuple(thing.shape for thing in things),
+        colours=tuple(thing.colour for thing in things),
+    )
+    return image.resize((EDGE, EDGE), Image.Resampling.BOX), seen
 
 
-def _blob(thing: Thing, rng: random.Random, edge: int) -> Image.Image:
-    waves = [(k, rng.uniform(0.1, 0.25), rng.uniform(0, 2 * pi)) for k in (2, 3, 5)]
+def _blob(image: Image.Image, thing: Thing, rng: random.Random) -> Thing:
+    """Draws a round thing with dents and bulges; what it then is."""
+    bends = rng.sample((2, 3, 4, 5, 6), 3)
+    waves = [(bend, rng.uniform(0.1, 0.45 / bend + 0.06), rng.uniform(0, 2 * pi)) for bend in bends]
     corners = []
     for angle in (2 * pi * i / 90 for i in range(90)):
-        reach = thing.radius * (0.75 + sum(size * cos(k * angle + turn) for k, size, turn in waves))
-        corners.append(((thing.x + reach * cos(angle)) * edge, (thing.y + reach * sin(angle)) * edge))
-    mask = Image.new("L", (edge, edge))
-    ImageDraw.Draw(mask).polygon(corners, fill=255)
-    return mask
+        reach = thing.radius * (0.75 + sum(size * cos(bend * angle + turn) for bend, size, turn in waves))
+        corners.append(
+            ((thing.x + reach * cos(angle)) * image.width, (thing.y + reach * sin(angle)) * image.height)
+        )
+    ImageDraw.Draw(image).polygon(corners, fill=thing.rgb)
+    return replace(thing, shape=OTHER)
 
 
-def _run_together(thing: Thing, rng: random.Random, edge: int) -> Image.Image:
+def _run_together(image: Image.Image, thing: Thing, rng: random.Random) -> Thing:
+    """Draws two shapes half over each other; what they then are."""
     other = rng.choice([shape for shape in SHAPES if shape != thing.shape])
     angle, apart, radius = rng.uniform(0, 2 * pi), 0.45 * thing.radius, 0.72 * thing.radius
     across, down = apart * cos(angle), apart * sin(angle)
     first = replace(thing, x=thing.x + across, y=thing.y + down, radius=radius)
     second = replace(thing, shape=other, x=thing.x - across, y=thing.y - down, radius=radius)
-    return ImageChops.lighter(first.mask(edge, edge), second.mask(edge, edge))
+    image.paste(thing.rgb, mask=ImageChops.lighter(first.mask(*image.size), second.mask(*image.size)))
+    return replace(thing, shape=OTHER)
+
+
+def _two_coloured(image: Image.Image, thing: Thing, rng: random.Random) -> Thing:
+    """Draws the shape with a second colour on about a half of it; what it then is."""
+    ground = image.crop((0, 0, 1, 1)).tobytes()
+    others = [rgb for name, rgb in COLOURS.items() if name != thing.colour and _apart(rgb, ground) > 3 * TINT]
+    second = rng.choice(others)
+    mask, angle = thing.mask(*image.size), rng.uniform(0, 2 * pi)
+    x, y = thing.inner_point(*image.size)
+    half, reach = Image.new("L", image.size), 2 * image.width
+    corners = [(x + reach * cos(angle + turn), y + reach * sin(angle + turn)) for turn in (0, pi / 2, pi)]
+    ImageDraw.Draw(half).polygon(corners, fill=255)
+    image.paste(thing.rgb, mask=mask)
+    image.paste(second, mask=ImageChops.darker(mask, half))
+    return replace(thing, colour=OTHER)
+
+
+def _apart(rgb: RGB, ground: bytes) -> int:
+    return sum(abs(one - other) for one, other in zip(rgb, ground, strict=True))

@@ -171,7 +171,7 @@ def _loss(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def spoil(pixels: Tensor, source: torch.Generator) -> Tensor:
-    """Pictures as a base may draw them: a little moved, soft, off in colour, noisy; each in its own way."""
+    """Pictures as a base may draw them: moved, soft, off in colour, noisy, stained; each in its own way."""
 
     def draw(*shape: int) -> Tensor:
         return torch.rand(len(pixels), *shape, generator=source)
@@ -183,4 +183,8 @@ def spoil(pixels: Tensor, source: torch.Generator) -> Tensor:
     softened = moved.lerp(soft, 0.8 * draw(1, 1, 1).square())
     coloured = softened * (0.92 + 0.16 * draw(3, 1, 1)) + 0.16 * (draw(3, 1, 1) - 0.5)
     noise = torch.randn(pixels.shape, generator=source)
-    return (coloured + 0.1 * draw(1, 1, 1).square() * noise).clamp(-1, 1)
+    stains = functional.interpolate(
+        torch.randn(len(pixels), 3, 8, 8, generator=source), SIGHT, mode="bilinear"
+    )
+    strength = 0.1 * draw(2, 1, 1).square()
+    return (coloured + strength[:, :1] * noise + strength[:, 1:] * stains).clamp(-1, 1)

@@ -114,12 +114,12 @@ def test_prompts_of_the_subject_are_new_but_for_one_sort() -> None:
 
 
 def test_lessons_show_everything_and_are_the_same_again() -> None:
-    given = list(lessons(150, seed="test"))
+    given = list(lessons(200, seed="test"))
     assert all(image.size == (EDGE, EDGE) and image.mode == "RGB" for image, _ in given)
     seen = [one for _, one in given]
     assert {one.look for one in seen} == set(HEADS["look"])
     assert {one.subject for one in seen} == set(HEADS["subject"])
-    assert any(OTHER in one.shapes for one in seen)
+    assert any(OTHER in one.shapes for one in seen) and any(OTHER in one.colours for one in seen)
     again = list(lessons(5, seed="test"))
     assert [one for _, one in again] == seen[:5]
     assert all(np.array_equal(a, b) for (a, _), (b, _) in zip(again, given, strict=False))
