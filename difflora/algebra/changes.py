@@ -47,7 +47,8 @@ class Sites:
 
     def _value(self, base: Model, path: str, leaf: str) -> Tensor | None:
         live = base.module(path)._parameters.get(leaf)
-        return base.pristine.get(f"{path}.{leaf}", None if live is None else live.detach())
+        value = base.pristine.get(f"{path}.{leaf}", None if live is None else live.detach())
+        return None if value is None else value.cpu()
 
 
 class NeedingBase:

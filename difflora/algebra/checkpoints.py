@@ -118,9 +118,12 @@ class Checkpoint:
         stored = self.by_path.get((path, leaf))
         if stored is None:
             return None
-        with safe_open(stored.file, framework="pt") as file:
-            tensor = file.get_tensor(stored.name)
-        return part_of(tensor, stored, path)
+        return part_of(self._opened[stored.file].get_tensor(stored.name), stored, path)
+
+    @cached_property
+    def _opened(self) -> Mapping[Path, safe_open]:
+        """Every file, opened once: of a large one the header alone takes a while."""
+        return {file: safe_open(file, framework="pt") for file in {stored.file for stored in self.tensors}}
 
 
 def part_of(tensor: Tensor, stored: Stored, path: str) -> Tensor:

@@ -38,9 +38,10 @@ def weighted_sum(parts: Sequence[Weighted], site: Site) -> tuple[Kind, ...]:
     must be computed from a weight that `site` does not have, AdapterError where the parts are of different
     layers.
     """
-    own = [part.exact() for part in parts]
-    if len({part.owner for part in parts}) == 1 and None not in own:
-        return tuple(kind for kind in own if kind is not None)
+    if len({part.owner for part in parts}) == 1:
+        own = [part.exact() for part in parts]
+        if None not in own:
+            return tuple(kind for kind in own if kind is not None)
     total = _Sum()
     for part in parts:
         total.add(part, site)
@@ -74,8 +75,11 @@ class _Sum:
             self._lower(part, site)
 
     def _has_room(self, leaves: Mapping[str, Tensor]) -> bool:
-        """Whether a file can hold these tensors beside those kept; alpha is one for all of a module."""
-        if any(leaf.startswith("lora_") for leaf in leaves) or float(leaves.get("alpha", 1.0)) == 0.0:
+        """Whether a file can hold these tensors beside those kept, and beside a LoRA.
+
+        alpha is one for all of a module, and dora_scale is taken for that of any factors beside it.
+        """
+        if "dora_scale" in leaves or float(leaves.get("alpha", 1.0)) == 0.0:
             return False
         both = leaves.keys() & self.leaves.keys()
         return not both or (both == {"alpha"} and torch.equal(leaves["alpha"], self.leaves["alpha"]))
