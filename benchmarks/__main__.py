@@ -16,6 +16,7 @@ from benchmarks.drawing import Drawing
 from benchmarks.judge import JudgeOptions, trained_judge
 from benchmarks.learning import Learning, learning_sections
 from benchmarks.measure import Row
+from benchmarks.painter import Painter
 from benchmarks.report import RESULTS, Part, Section, keep, kept, markdown, show, this_machine
 from benchmarks.stacking import stacking_rows
 from benchmarks.training import training_rows
@@ -38,7 +39,9 @@ class Flags:
     data: Path = DATA
     """The folder with shapes-sd, shapes-clip, styles and subjects."""
     output: Path = OUTPUT
-    """Where adapters, sheets and the judge go; adapters that are there already are not trained again."""
+    """Where adapters, sheets and the judge go; what was trained on the same base is not trained again."""
+    adapters: Path | None = None
+    """Finished adapters to measure, halftone.safetensors and so on, in place of training any."""
     guidance: float = 4.0
     """How strongly the base follows held-out prompts; the demonstration's adapters have their own."""
 
@@ -91,13 +94,12 @@ def _base(flags: Flags) -> list[Section]:
 def _learning(flags: Flags) -> list[Section]:
     options = Learning.as_shown()
     judge, model = trained_judge(_judge_options(flags), cache=flags.output), load(flags.data / "shapes-sd")
-    folder = "adapters-quick" if flags.quick else "adapters"
     return learning_sections(
-        model,
-        judge,
+        Painter(model, judge, options.drawing),
         options.quick() if flags.quick else options,
         data=flags.data,
-        output=flags.output / folder,
+        output=flags.output / "learning",
+        adapters=flags.adapters,
     )
 
 

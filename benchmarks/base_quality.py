@@ -1,8 +1,7 @@
 """How well the embedded base draws what it was never trained on, as the judge sees it."""
 
 import json
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,19 +11,16 @@ from PIL import Image
 
 from benchmarks.clip_score import clip_rows
 from benchmarks.drawing import Drawing, draw, judged_sheet
-from benchmarks.exam import EDGE, HEADS, LOOKS, PLAIN, ROBOT, Seen, answers, held_out_scenes, said
+from benchmarks.exam import Seen, held_out_scenes, said
 from benchmarks.judge import Judge
+from benchmarks.known import judge_section, known_pictures, vae_section
 from benchmarks.measure import interleaved
 from benchmarks.report import Section, held, share
 from difflora.families.model import Model
-from train_scripts.shapes.characters import random_robot
-from train_scripts.shapes.pictures import to_images, to_tensor
-from train_scripts.shapes.styles import STYLES
-from train_scripts.shapes.world import COLOURS, Scene, random_scene
+from train_scripts.shapes.world import Scene
 
 COLUMNS = ("what", "figure", "goal")
 SHEET, SHEET_COLUMNS = 48, 8
-VAE_BATCH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +30,7 @@ class BaseQuality:
     drawing: Drawing
     singles: int = 200
     pairs: int = 100
-    pictures: int = 64  # through the VAE, of each look
+    pictures: int = 100  # through the VAE, of each look
     timings: int = 5
 
     def quick(self) -> "BaseQuality":
@@ -75,8 +71,7 @@ def base_sections(
 
     Writes `base_sheet.png` and what was misjudged, `base_misses.json`, to the folder `output`.
     """
-    judge_table = Section("The judge itself", _ABOUT_JUDGE, *_judge_rows(model, judge, options.pictures))
-    vae = Section("VAE of the base", _ABOUT_VAE, COLUMNS, tuple(vae_rows(model, options.pictures)))
+    known = known_pictures(model, options.pictures)
     scenes = [
         held_out_scenes(count, pairs=two) for count, two in ((options.singles, False), (options.pairs, True))
     ]
@@ -96,17 +91,12 @@ def base_sections(
         COLUMNS,
         tuple(rows),
     )
-    return [drawn, vae, judge_table]
+    return [drawn, vae_section(known), judge_section(judge, known)]
 
 
-_ABOUT_JUDGE = (
-    "A small network trained on the procedural world alone; what it gets right of pictures of which all is "
-    "known. Background and colours are asked only where the look shows them."
-)
-_ABOUT_VAE = "Encoded and decoded pictures of unseen scenes, mean of each picture's PSNR."
 _ABOUT_PROMPTS = (
     "Each names a (shape, colour, background) that the base was never trained on. Shapes are right when as "
-    "many objects as asked for are each in their place."
+    "many objects as asked for are each in their place; sizes are not judged."
 )
 
 
@@ -127,75 +117,6 @@ def prompt_rows(what: str, verdicts: Sequence[Judged], *, goal: str = "") -> lis
         (f"{what}: background right", str(share([one.background_right for one in verdicts])), ""),
         (f"{what}: all right", str(share([one.right for one in verdicts])), ""),
     ]
-
-
-def looks(count: int) -> dict[str, tuple[list[Image.Image], list[Seen]]]:
-    """For each look and the robot: `count` pictures of unseen scenes and what they show."""
-    rng = random.Random("unseen scenes of the benchmarks")
-    scenes = [random_scene(rng) for _ in range(count)]
-    plain = [scene.render(EDGE, EDGE) for scene in scenes]
-    pictures = {
-        look: (
-            [STYLES[look](image) if look != PLAIN else image for image in plain],
-            [said(scene, look) for scene in scenes],
-        )
-        for look in LOOKS
-    }
-    places = [rng.choice(list(COLOURS)) for _ in range(count)]
-    robots = [random_robot(rng, place).render(EDGE) for place in places]
-    return pictures | {ROBOT: (robots, [Seen(place, subject=ROBOT) for place in places])}
-
-
-def vae_rows(model: Model, count: int) -> list[tuple[str, str, str]]:
-    """PSNR of `count` pictures of each look."""
-    rows = []
-    for look, (images, _) in looks(count).items():
-        each = [
-            decibels(image, back) for image, back in zip(images, reconstructed(model, images), strict=True)
-        ]
-        mean = sum(each) / len(each)
-        rows.append((look, f"{mean:.1f} dB (worst picture {min(each):.1f})", held(mean, "≥ 27 dB")))
-    return rows
-
-
-def decibels(wanted: Image.Image, got: Image.Image) -> float:
-    """Peak signal-to-noise ratio of two RGB images of one size; infinite where they are equal."""
-    error = (to_tensor([wanted]) - to_tensor([got])).double().pow(2).mean()
-    return float(10 * torch.log10(4 / error))
-
-
-@torch.no_grad()
-def reconstructed(model: Model, images: Sequence[Image.Image]) -> list[Image.Image]:
-    """The images after the base's VAE, as 8-bit pictures."""
-    vae, back = model.pipeline.vae, []
-    for start in range(0, len(images), VAE_BATCH):
-        pixels = to_tensor(images[start : start + VAE_BATCH]).to(model.device, vae.dtype)
-        back += to_images(vae.decode(vae.encode(pixels).latent_dist.mean).sample.float().cpu())
-    return back
-
-
-def _judge_rows(
-    model: Model, judge: Judge, count: int
-) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Columns and rows: each head's accuracy for every look, clean and after the VAE."""
-    columns = ("pictures", *HEADS, "whole picture")
-    rows = []
-    for look, (images, wanted) in looks(count).items():
-        for how, shown in (("clean", images), ("after the VAE", reconstructed(model, images))):
-            shares = accuracy(judge(shown), wanted)
-            rows.append((f"{look}, {how}", *(shares[head] for head in columns[1:])))
-    return columns, tuple(rows)
-
-
-def accuracy(seen: Sequence[Seen], wanted: Sequence[Seen]) -> Mapping[str, str]:
-    """For each head, and the "whole picture", the share got right of the pictures that show it."""
-    found: dict[str, list[bool]] = {head: [] for head in (*HEADS, "whole picture")}
-    for one, truth in zip(seen, wanted, strict=True):
-        asked = answers(one, truth)
-        for head, good in asked.items():
-            found[head].append(good)
-        found["whole picture"].append(all(asked.values()))
-    return {head: f"{100 * share(some).value:.0f} %" if some else "–" for head, some in found.items()}
 
 
 def _time_rows(model: Model, options: BaseQuality) -> list[tuple[str, str, str]]:

@@ -35,6 +35,8 @@ HEADS: Mapping[str, tuple[str, ...]] = {
     "look": LOOKS,
     "subject": ("none", ROBOT),
 }
+SHAPE_HEADS = ("layout", "first shape", "second shape")
+COLOUR_HEADS = ("first colour", "second colour")
 UNKNOWN = -100  # the class that torch's cross-entropy passes over
 
 # What of a scene cannot be read from a picture of a look, however well it is drawn.

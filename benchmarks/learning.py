@@ -1,32 +1,28 @@
 """What the demonstration's trainings teach, on held-out prompts, as the judge sees it."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from benchmarks.drawing import Drawing, judged_sheet
-from benchmarks.exam import PLAIN, Seen, held_out_scenes, said
-from benchmarks.judge import Judge
+from benchmarks.exam import COLOUR_HEADS, PLAIN, SHAPE_HEADS, Seen, held_out_scenes, said
 from benchmarks.painter import Drawn, Painter
-from benchmarks.report import Section, share, with_goal
+from benchmarks.report import Section, with_goal
 from benchmarks.subject import subject_section
+from benchmarks.unasked import Unasked, unasked, unasked_section
 from difflora.adapter import Adapter
 from difflora.demo import GUIDANCE, LESSONS, Lesson
 from difflora.errors import AlreadyTrained
 from difflora.families.model import Model
 from difflora.formats import read
-from difflora.training.config import configure
+from difflora.training.config import TrainConfig, configure
 from difflora.training.loop import train
 from train_scripts.shapes.sample_data import styled_caption
 from train_scripts.shapes.world import Scene
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-SHAPE_HEADS = ("layout", "first shape", "second shape")
-COLOUR_HEADS = ("first colour", "second colour")
 SHEET_PROMPTS = 6
 
 
@@ -35,7 +31,7 @@ class Learning:
     """How much is trained and drawn. `steps` of each training; None for the presets' own."""
 
     drawing: Drawing
-    prompts: int = 60
+    prompts: int = 50
     steps: int | None = None
 
     @classmethod
@@ -50,13 +46,12 @@ class Learning:
 
 @dataclass(frozen=True, slots=True)
 class StyleFigures:
-    """A style's pictures at every weight, and those of the same scenes without its words in the prompt."""
+    """A style's pictures at every weight, and those of the same scenes without its words."""
 
     style: str
     wanted: list[Seen]
     by_weight: Mapping[float, Drawn]
-    base_unasked: Drawn
-    unasked: Drawn
+    unasked: Unasked
 
 
 def lessons(folder: Path) -> tuple[Lesson, ...]:
@@ -70,15 +65,22 @@ def lessons(folder: Path) -> tuple[Lesson, ...]:
     return (*LESSONS, *more)
 
 
-def learned(lesson: Lesson, data: Path, output: Path, *, steps: int | None) -> Adapter:
-    """The lesson's adapter from `output`, trained there first unless it is finished."""
-    config = configure(lesson.options(data, output, steps=steps))
+def learned(lesson: Lesson, data: Path, output: Path, *, steps: int | None, base: str) -> Adapter:
+    """The lesson's adapter, trained to `output` unless the same training has finished there before."""
+    options = lesson.options(data, output, steps=steps)
+    folder = output / _key(configure(options), base)
     try:
-        for _ in train(config):
+        for _ in train(configure(options | {"output": folder})):
             pass
     except AlreadyTrained:
         print(f"{lesson.name}: trained before, reused", flush=True)
-    return read(output / f"{lesson.name}.safetensors")
+    return read(folder / f"{lesson.name}.safetensors")
+
+
+def _key(config: TrainConfig, base: str) -> str:
+    """What a training depends on that may change between two runs: the options and the base's hash."""
+    told = config.model_dump_json(exclude={"output", "base_model", "data"})
+    return sha256(f"{told} {base}".encode()).hexdigest()[:12]
 
 
 def style_scenes(count: int, taught: Collection[str]) -> list[Scene]:
@@ -94,29 +96,45 @@ def taught_captions(folder: Path, style: str) -> set[str]:
 
 
 def learning_sections(
-    model: Model, judge: Judge, options: Learning, *, data: Path, output: Path
+    paint: Painter, options: Learning, *, data: Path, output: Path, adapters: Path | None = None
 ) -> list[Section]:
-    """Trains (or reuses what is in `output`), draws and judges; writes a sheet for each adapter there."""
-    paint = Painter(model, judge, options.drawing)
-    styles, robots = [], []
-    for lesson in lessons(data):
-        adapter = learned(lesson, data, output, steps=options.steps)
+    """Trains (or reuses what is in `output`), draws and judges; writes sheets to `output`.
+
+    Those of the lessons whose adapters are in the folder `adapters`, if it is given; nothing is trained then.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    styles, subjects, plain = [], [], []
+    for lesson, adapter in _adapters(paint.model, options, data=data, output=output, finished=adapters):
         if lesson.preset == "subject":
-            robots.append(subject_section(paint, adapter, options.prompts, output))
+            subjects.append(subject_section(paint, adapter, options.prompts, output))
+            scenes = held_out_scenes(options.prompts, pairs=False, seed="styles")
+            plain.append(unasked(paint, adapter, scenes))
         else:
             figures = style_figures(paint, adapter, lesson.name, data / lesson.folder, options.prompts)
             _write_sheet(figures, output)
             styles.append(figures)
+            plain.append(figures.unasked)
         print(f"{lesson.name}: judged", flush=True)
     about = (
-        f"Drawn with {options.drawing}, {options.prompts} prompts each, none trained on by base or adapter."
+        f"Drawn with {paint.drawing}. {options.prompts} prompts each, learned by neither base nor adapter."
     )
     return [
         Section("Styles learned from 24 images", about, STYLE_COLUMNS, tuple(map(style_row, styles))),
         Section("Blending by weight", _ABOUT_BLEND, BLEND_COLUMNS, tuple(map(blend_row, styles))),
-        Section("Without the trigger", _ABOUT_UNASKED, UNASKED_COLUMNS, tuple(map(unasked_row, styles))),
-        *robots,
+        *subjects,
+        unasked_section(plain),
     ]
+
+
+def _adapters(
+    model: Model, options: Learning, *, data: Path, output: Path, finished: Path | None
+) -> Iterator[tuple[Lesson, Adapter]]:
+    for lesson in lessons(data):
+        if finished is None:
+            base = model.facts.sha256
+            yield lesson, learned(lesson, data, output, steps=options.steps, base=base)
+        elif (file := finished / f"{lesson.name}.safetensors").exists():
+            yield lesson, read(file)
 
 
 STYLE_COLUMNS = (
@@ -129,39 +147,31 @@ STYLE_COLUMNS = (
     "colour",
 )
 BLEND_COLUMNS = ("style", *(f"weight {weight:g}" for weight in WEIGHTS), "rises")
-UNASKED_COLUMNS = ("adapter", "judged plain", "base alone", "judged as the base's picture", "drift (RMS)")
 _ABOUT_BLEND = "Share of the same prompts and seeds that carries the style."
-_ABOUT_UNASKED = (
-    "The adapter at weight 1 and prompts that do not name the style. Drift is the distance of the pixels "
-    "from the base's picture of the same seed, of 255."
-)
 
 
 def style_figures(paint: Painter, adapter: Adapter, style: str, folder: Path, count: int) -> StyleFigures:
     """Everything that is drawn for a style."""
     scenes = style_scenes(count, taught_captions(folder, style))
-    plain = [scene.caption for scene in scenes]
-    asked = [styled_caption(caption, style) for caption in plain]
+    asked = [styled_caption(scene.caption, style) for scene in scenes]
     return StyleFigures(
         style,
         [said(scene, style) for scene in scenes],
         {weight: paint(asked, adapter, weight) for weight in WEIGHTS},
-        paint(plain, adapter, 0.0),
-        paint(plain, adapter),
+        unasked(paint, adapter, scenes),
     )
 
 
 def style_row(figures: StyleFigures) -> tuple[str, ...]:
     """The style with the adapter and without, and whether objects are still right."""
     full, wanted = figures.by_weight[1.0], figures.wanted
-    plain = [replace(one, look=PLAIN) for one in wanted]
     shares = (
         (full.carrying(figures.style), "≥ 0.9"),
         (figures.by_weight[0.0].carrying(figures.style), "≤ 0.05"),
         (full.right(wanted, SHAPE_HEADS), "≥ 0.8"),
         (full.right(wanted, COLOUR_HEADS), "≥ 0.8" if figures.style != "neon" else ""),
-        (figures.base_unasked.right(plain, SHAPE_HEADS), ""),
-        (figures.base_unasked.right(plain, COLOUR_HEADS), ""),
+        (figures.unasked.base.right(figures.unasked.wanted, SHAPE_HEADS), ""),
+        (figures.unasked.base.right(figures.unasked.wanted, COLOUR_HEADS), ""),
     )
     return (figures.style, *(with_goal(one, goal) for one, goal in shares))
 
@@ -172,29 +182,14 @@ def blend_row(figures: StyleFigures) -> tuple[str, ...]:
     return (figures.style, *map(str, shares), "yes" if rises([one.value for one in shares]) else "no")
 
 
-def unasked_row(figures: StyleFigures) -> tuple[str, ...]:
-    """How far the adapter changes pictures that nobody asked it to change."""
-    base, other = figures.base_unasked, figures.unasked
-    same = share([one == two for one, two in zip(base.seen, other.seen, strict=True)])
-    distances = [drift(one, two) for one, two in zip(base.images, other.images, strict=True)]
-    plain = (str(other.carrying(PLAIN)), str(base.carrying(PLAIN)))
-    return (figures.style, *plain, str(same), f"{sum(distances) / len(distances):.1f}")
-
-
 def rises(values: Sequence[float]) -> bool:
     """Whether no value is below the one before it, and the last is above the first."""
     return all(before <= after for before, after in pairwise(values)) and values[-1] > values[0]
 
 
-def drift(one: Image.Image, other: Image.Image) -> float:
-    """Root mean square difference of two RGB images of one size, in levels of 255."""
-    first, second = (np.asarray(image, dtype=np.float64) for image in (one, other))
-    return float(np.sqrt(((first - second) ** 2).mean()))
-
-
 def _write_sheet(figures: StyleFigures, output: Path) -> None:
     """Rows of weights from 0 to 1, then of prompts without the style's words, first without the adapter."""
-    drawn = [*figures.by_weight.values(), figures.base_unasked, figures.unasked]
+    drawn = [*figures.by_weight.values(), figures.unasked.base, figures.unasked.drawn]
     shown = [image for each in drawn for image in each.images[:SHEET_PROMPTS]]
     looks = [figures.style] * len(WEIGHTS) + [PLAIN] * 2
     good = [

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from benchmarks.drawing import judged_sheet
-from benchmarks.exam import ROBOT, held_out_scenes, said
+from benchmarks.exam import ROBOT
 from benchmarks.painter import Painter
 from benchmarks.report import Section, share, with_goal
 from difflora.adapter import Adapter
@@ -42,20 +42,7 @@ def subject_section(paint: Painter, adapter: Adapter, count: int, output: Path) 
         shown = slice(0, SHEET_ROWS * SHEET_COLUMNS)
         sheet = judged_sheet(drawn.images[shown], recognised[shown], columns=SHEET_COLUMNS)
         sheet.save(output / f"judged_{adapter.meta.name}_{sort.replace(' ', '_')}.png")
-    rows.append(_subject_unasked(paint, adapter, count))
     columns = ("prompts", "robot recognised", "base alone", "background right")
-    return Section("A subject learned from 8 images", _ABOUT_SUBJECT, columns, tuple(rows))
-
-
-_ABOUT_SUBJECT = (
-    "A robot under new seeds. The last row asks for objects of the world: no robot should be there."
-)
-
-
-def _subject_unasked(paint: Painter, adapter: Adapter, count: int) -> tuple[str, ...]:
-    scenes = held_out_scenes(count, pairs=False, seed="subject")
-    wanted = [said(scene) for scene in scenes]
-    prompts = [scene.caption for scene in scenes]
-    drawn, base = paint(prompts, adapter), paint(prompts, adapter, 0.0)
-    with_robot = [share([one.subject == ROBOT for one in each.seen]) for each in (drawn, base)]
-    return ("without the trigger", *map(str, with_robot), str(drawn.right(wanted, ("background",))))
+    return Section(
+        "A subject learned from 8 images", "A robot, under seeds of its own.", columns, tuple(rows)
+    )

@@ -14,16 +14,15 @@ from benchmarks.judge import Judge, new_net
 from benchmarks.learning import (
     BLEND_COLUMNS,
     STYLE_COLUMNS,
-    UNASKED_COLUMNS,
     WEIGHTS,
     blend_row,
     style_figures,
     style_row,
-    unasked_row,
 )
 from benchmarks.painter import Painter
 from benchmarks.peers import random_adapter
 from benchmarks.subject import subject_section
+from benchmarks.unasked import unasked_section
 from difflora.families.model import Model
 
 SAMPLES = Path(__file__).parents[2] / "sample_data"
@@ -65,15 +64,14 @@ def test_a_style_is_measured_at_every_weight_and_without_its_words(paint: Painte
     assert tuple(figures.by_weight) == WEIGHTS
     pixels = [np.asarray(drawn.images[0], float) for drawn in figures.by_weight.values()]
     assert not any(np.array_equal(one, two) for one, two in pairwise(pixels))
-    rows = (style_row(figures), blend_row(figures), unasked_row(figures))
-    columns = (STYLE_COLUMNS, BLEND_COLUMNS, UNASKED_COLUMNS)
-    assert [len(row) for row in rows] == [len(names) for names in columns]
-    assert float(rows[2][-1]) > 0
+    assert len(style_row(figures)) == len(STYLE_COLUMNS) and len(blend_row(figures)) == len(BLEND_COLUMNS)
+    without = unasked_section([figures.unasked])
+    assert len(without.rows[0]) == len(without.columns) and float(without.rows[0][-1]) > 0
 
 
 def test_a_subject_is_measured_for_every_sort_of_prompt(paint: Painter, tmp_path: Path) -> None:
     adapter = random_adapter(paint.model, 1, rank=2)
     section = subject_section(paint, adapter, 2, tmp_path)
     assert section.rows[0][0] == "unseen backgrounds"
-    assert all(len(row) == len(section.columns) for row in section.rows) and len(section.rows) == 4
+    assert all(len(row) == len(section.columns) for row in section.rows) and len(section.rows) == 3
     assert len(list(tmp_path.glob("judged_*.png"))) == 3

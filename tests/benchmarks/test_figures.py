@@ -8,11 +8,13 @@ import pytest
 from PIL import Image
 
 from benchmarks.__main__ import PARTS
-from benchmarks.base_quality import Judged, decibels, looks, prompt_rows
+from benchmarks.base_quality import Judged, prompt_rows
 from benchmarks.exam import LOOKS, ROBOT, Seen
-from benchmarks.learning import drift, lessons, rises
+from benchmarks.known import accuracy, decibels, looks
+from benchmarks.learning import lessons, rises
 from benchmarks.painter import Drawn
 from benchmarks.report import RESULTS, Part, Section, Share, held, keep, kept, markdown, share, with_goal
+from benchmarks.unasked import drift
 
 SAMPLES = Path(__file__).parents[2] / "sample_data"
 STAR = Seen("red", "one", ("star",), ("blue",))
@@ -62,6 +64,13 @@ def test_colours_that_a_look_hides_are_left_out_of_the_share() -> None:
     assert drawn.carrying("neon") == Share(2, 2)
     assert drawn.right(neon, ("first colour", "second colour")) == Share(1, 1)
     assert drawn.right(neon, ("layout", "first shape")) == Share(2, 2)
+
+
+def test_accuracy_asks_what_is_shown() -> None:
+    robot = Seen("red", subject=ROBOT)
+    told = accuracy([STAR, robot], [STAR, robot])
+    assert told["first shape"] == told["whole picture"] == "100 %" and told["second shape"] == "–"
+    assert accuracy([robot], [STAR])["first shape"] == "0 %"
 
 
 def test_every_look_has_pictures_and_every_style_a_lesson() -> None:
