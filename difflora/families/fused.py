@@ -25,7 +25,7 @@ def split(kinds: Sequence[Kind], family: Family, name: str) -> dict[str, tuple[K
 
     Where the name is one whole module, the same objects under its path. Exact: the rows of a path's ΔW are
     the rows of the file's. A LoRA or LoHa made by joining (each column of its up factors belongs to one part)
-    gives each part its own columns, and leaves out a part that has none.
+    gives each part its own columns. Parts of zeros beside others are left out.
     Raises KeyError if the family has no such module, AdapterError naming the kind that cannot be cut.
     """
     slices = family.slices(name, rows=_height(kinds))
@@ -124,12 +124,33 @@ def _cut(kind: Kind, slices: Slices) -> dict[str, Kind]:
         runs.setdefault(one.path, []).append((one.start * unit, one.stop * unit))
     if len(runs) > 1 and (own := _own_columns(kind, [run for (run,) in runs.values()])):
         return {path: part for path, part in zip(runs, own, strict=True) if part is not None}
-    return {
+    parts = {
         path: join([_require_rows(kind, run) for run in of], [stop - start for start, stop in of])
         if len(of) > 1
         else _require_rows(kind, of[0])
         for path, of in runs.items()
     }
+    return {path: part for path, part in parts.items() if not _idle(part)} or parts
+
+
+def _idle(part: Kind) -> bool:
+    """Whether it is what joining puts in the place of a part that is not changed: zeros."""
+    match part:
+        case LoRA():
+            tensors = (part.up, part.bias)
+        case LoHa():
+            tensors = (part.w1_a, part.w2_a)
+        case LoKr():
+            tensors = (part.w1, part.w1_a)
+        case Full():
+            tensors = (part.diff, part.bias)
+        case Bias():
+            tensors = (part.bias,)
+        case IA3(on_input=False):
+            tensors = (part.gain,)
+        case _:
+            return False
+    return not any(tensor is not None and (tensor.is_meta or bool(tensor.any())) for tensor in tensors)
 
 
 def _require_rows(kind: Kind, run: Run) -> Kind:

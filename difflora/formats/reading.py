@@ -224,7 +224,7 @@ def _build(plan: _Plan, tensors: Mapping[str, Tensor], *, stem: str) -> _Built:
         found = {leaf: tensors[name] for leaf, name in group.leaves.items()}
         try:
             kinds = plan.layout.settled(kinds_of(found, scale), scale)
-            pieces = _pieces(kinds, plan.family, group.module)
+            pieces = split(kinds, plan.family, group.module)
         except AdapterError as error:
             problems[clip(group.module)] = str(error)
             continue
@@ -237,12 +237,6 @@ def _build(plan: _Plan, tensors: Mapping[str, Tensor], *, stem: str) -> _Built:
     return _Built(
         dict(sorted(modules.items())), words.tokens, tuple(sorted(ranks)), {**problems, **words.problems}
     )
-
-
-def _pieces(kinds: tuple[Kind, ...], family: Family, module: str) -> dict[str, tuple[Kind, ...]]:
-    """The kinds for each path that a module of the file stands for."""
-    first = family.slices(module)[0]
-    return {first.path: kinds} if first.is_whole else split(kinds, family, module)
 
 
 def _refusal(source: Source, lines: Sequence[str], plan: _Plan) -> str:

@@ -112,6 +112,17 @@ def test_parts_that_are_not_changed_stay_so() -> None:
     assert same(Adapter(split(written[QKV], FLUX, QKV)), Adapter(modules))
 
 
+@pytest.mark.parametrize(
+    "kind_name", ["lora", "lora_bias", "loha", "lokr", "full", "full_bias", "bias", "ia3_out"]
+)
+def test_parts_of_zeros_are_left_out(kind_name: str) -> None:
+    """Of factors that the parts share, too: so read(write(x)) has the modules of x."""
+    whole = split((sample(kind_name, (3 * H, H)),), FLUX, QKV)
+    del whole[f"{ATTN}.to_k"]
+    found = split(kohya_modules(FLUX, whole)[QKV], FLUX, QKV)
+    assert same(Adapter(found), Adapter(whole))
+
+
 def test_different_scales_are_folded_exactly_enough() -> None:
     scales = {path: 0.3 + index for index, path in enumerate(PARTS[QKV])}
     modules: dict[str, tuple[Kind, ...]] = {
