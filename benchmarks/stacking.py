@@ -1,9 +1,12 @@
 """N adapters at once and a change of their weights, against PEFT's `set_adapters`."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 
 from benchmarks.kernels import kernel_rows
-from benchmarks.measure import KernelCount, Row, interleaved
+from benchmarks.measure import KernelCount, Row, Timing, interleaved
 from benchmarks.peers import base, peft_unet, random_adapter, unet_inputs
 from difflora.adapter import Stack
 from difflora.apply import Live, applied
@@ -11,60 +14,72 @@ from difflora.families.model import Model
 
 RANK, ROWS, ROUNDS = 16, 8, 30
 COUNTS = (1, 2, 4, 8)
+MERGED = 4
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Of the bare base, of ours and of the peer's: seconds and kernels of a forward pass, seconds of a
+    weight change."""
+
+    forward: dict[str, Timing]
+    change: dict[str, Timing]
+    kernels: dict[str, int]
 
 
 @torch.no_grad()
 def stacking_rows() -> list[Row]:
     """Overhead of a forward pass over the bare base, and the time of a weight change, for each number of
-    adapters."""
+    adapters; what a merged stack costs; and the kernels of a large model."""
     model = base()
-    return [*(row for count in COUNTS for row in _rows(model, count)), *kernel_rows()]
+    live = [row for count in COUNTS for row in _rows(_figures(model, count), count)]
+    return [*live, _merged(model), *kernel_rows()]
 
 
-def _rows(model: Model, count: int) -> list[Row]:
+def _figures(model: Model, count: int) -> Figures:
     adapters = [random_adapter(model, seed, rank=RANK) for seed in range(count)]
     names, weights = [adapter.meta.name for adapter in adapters], [1.0] * count
-    stack, peer, inputs = (
-        Stack([(adapter, 1.0) for adapter in adapters]),
-        peft_unet(model, adapters, rank=RANK),
-        unet_inputs(ROWS),
-    )
-    bare = model.pipeline.unet(*inputs).sample
-    kernels = {"bare": _kernels(model, inputs), "peer": _count(lambda: peer(*inputs))}
-    plain = peft_unet(model, [], rank=RANK)
+    stack = Stack([(adapter, 1.0) for adapter in adapters])
+    inputs = unet_inputs(ROWS)
+    plain, peer = peft_unet(model, [], rank=RANK), peft_unet(model, adapters, rank=RANK)
     with applied(model, stack, mode="live") as mix:
         assert isinstance(mix, Live)
-        live, wanted = model.pipeline.unet(*inputs).sample, peer(*inputs).sample
-        error = float((live - wanted).norm() / (wanted - bare).norm())
-        if error > 1e-3:
-            raise AssertionError(
-                f"the peer computes something else: relative difference {error:.1e} of the effect"
-            )
-        kernels["live"] = _kernels(model, inputs)
-        forward = interleaved(
-            {
-                "bare": lambda: plain(*inputs),
-                "live": lambda: model.pipeline.unet(*inputs),
-                "peer": lambda: peer(*inputs),
-            },
-            rounds=ROUNDS,
+        calls = {
+            "bare": lambda: plain(*inputs),
+            "live": lambda: model.pipeline.unet(*inputs),
+            "peer": lambda: peer(*inputs),
+        }
+        _same(*(call().sample for call in calls.values()))
+        changes = {
+            "live": lambda: mix.set_weights(weights),
+            "peer": lambda: peer.set_adapters(names, weights),
+        }
+        return Figures(
+            interleaved(calls, rounds=ROUNDS),
+            interleaved(changes, rounds=ROUNDS),
+            {name: _kernels(call) for name, call in calls.items()},
         )
-        change = interleaved(
-            {
-                "live": lambda: mix.set_weights(weights),
-                "peer": lambda: peer.set_adapters(names, weights),
-            },
-            rounds=ROUNDS,
-        )
-    ours, theirs = (forward[name].median - forward["bare"].median for name in ("live", "peer"))
-    more = {name: kernels[name] - kernels["bare"] for name in ("live", "peer")}
+
+
+def _same(bare: torch.Tensor, live: torch.Tensor, peer: torch.Tensor) -> None:
+    error = float((live - peer).norm() / (peer - bare).norm())
+    if error > TOLERANCE:
+        raise AssertionError(f"the peer computes something else: it differs by {error:.1e} of the effect")
+
+
+def _rows(figures: Figures, count: int) -> list[Row]:
     label = f"{count} adapter{'s' if count > 1 else ''}"
+    bare, change = figures.forward["bare"].median, figures.change
+    extra = {name: timing.median - bare for name, timing in figures.forward.items()}
+    more = {name: number - figures.kernels["bare"] for name, number in figures.kernels.items()}
+    shown = {name: f"{timing} ({extra[name] * 1e3:+.1f})" for name, timing in figures.forward.items()}
     return [
         Row(
-            f"forward with {label}",
-            str(forward["live"]),
-            str(forward["peer"]),
-            ours / theirs,
+            f"forward with {label} (over base)",
+            shown["live"],
+            shown["peer"],
+            extra["live"] / extra["peer"],
             "time over base, ours / PEFT's",
         ),
         Row(
@@ -84,11 +99,18 @@ def _rows(model: Model, count: int) -> list[Row]:
     ]
 
 
-def _kernels(model: Model, inputs: tuple[torch.Tensor, ...]) -> int:
-    return _count(lambda: model.pipeline.unet(*inputs))
+def _merged(model: Model) -> Row:
+    adapters = [random_adapter(model, seed, rank=RANK) for seed in range(MERGED)]
+    plain, inputs = peft_unet(model, [], rank=RANK), unet_inputs(ROWS)
+    with applied(model, Stack([(adapter, 1.0) for adapter in adapters]), mode="merged"):
+        calls = {"bare": lambda: plain(*inputs), "merged": lambda: model.pipeline.unet(*inputs)}
+        times = interleaved(calls, rounds=ROUNDS)
+    ratio = times["merged"].median / times["bare"].median
+    what = f"forward with {MERGED} adapters merged, against none"
+    return Row(what, str(times["merged"]), str(times["bare"]), ratio, "time, merged / base alone")
 
 
-def _count(call) -> int:
+def _kernels(call: Callable[[], object]) -> int:
     with KernelCount() as counted:
         call()
     return counted.kernels

@@ -65,9 +65,9 @@ class Group:
         """One set of weights an image."""
         self._active = self._mixed = None
         active = frozenset(key for key in self.bundle.keys if any(dials[key] != 0 for dials in rows))
-        chosen = self.bundle.only(active)
-        for index, slot in enumerate(self.slots):
-            slot.form = PerImage(slot.layer, _image_parts(chosen, index, rows)) if active else slot.layer.base
+        parts = _image_parts(self.bundle.only(active), rows)
+        for slot, part in zip(self.slots, parts, strict=True):
+            slot.form = PerImage(slot.layer, part) if active else slot.layer.base
 
 
 class Mixed(ABC):
@@ -184,36 +184,32 @@ def _affine(bundle: Bundle, dials: Dials) -> tuple[Tensor | None, Tensor | None]
     return gain, shift
 
 
-def _image_parts(bundle: Bundle, index: int, rows: Sequence[Dials]) -> ImageParts:
-    layer, pairs = bundle.layers[index], bundle.pairs
-    one = Bundle(
-        (layer,),
-        pairs,
-        *(
-            type(part)(part.keys, part.values[index : index + 1])
-            for part in (bundle.gains, bundle.dense, bundle.biases)
-        ),
-    )
-    affine = [_affine(one, dials) for dials in rows]
-    gains = [gain for gain, _ in affine if gain is not None]
-    shifts = [shift for _, shift in affine if shift is not None]
-    dtype, device = layer.weight.dtype, layer.device
-    dense = [
-        (
-            bundle.dense.values[index, column],
-            torch.tensor([[dials[key]] for dials in rows], dtype=dtype, device=device),
+def _image_parts(bundle: Bundle, rows: Sequence[Dials]) -> list[ImageParts]:
+    """What each module does, image by image."""
+    pairs, first = bundle.pairs, bundle.layers[0]
+    dials = torch.tensor([[row[key] for key in pairs.keys] for row in rows], device=first.device)
+    scales = pairs.scale[:, None, :] * dials
+    affine = [_affine(bundle, row) for row in rows]
+    gain, shift = (_stacked(parts, first.weight.dtype) for parts in zip(*affine, strict=True))
+    shares = [
+        torch.tensor([[row[key]] for row in rows], dtype=first.weight.dtype, device=first.device)
+        for key in bundle.dense.keys
+    ]
+    return [
+        ImageParts(
+            len(rows),
+            down=pairs.down[index] if pairs.keys else None,
+            up=pairs.up[index] if pairs.keys else None,
+            scales=scales[index].to(first.weight.dtype) if pairs.keys else None,
+            gain=None if gain is None else gain[index],
+            shift=None if shift is None else shift[index],
+            dense=list(zip(bundle.dense.values[index], shares, strict=True)),
         )
-        for column, key in enumerate(bundle.dense.keys)
+        for index in range(len(bundle.layers))
     ]
-    scales = [
-        pairs.scale[index] * torch.tensor([dials[key] for key in pairs.keys], device=device) for dials in rows
-    ]
-    return ImageParts(
-        len(rows),
-        down=pairs.down[index] if pairs.keys else None,
-        up=pairs.up[index] if pairs.keys else None,
-        scales=torch.stack(scales).to(dtype) if pairs.keys else None,
-        gain=torch.cat(gains).to(dtype) if gains else None,
-        shift=torch.cat(shifts).to(dtype) if shifts else None,
-        dense=dense,
-    )
+
+
+def _stacked(rows: Sequence[Tensor | None], dtype: torch.dtype) -> Tensor | None:
+    """(modules, out) of each image as (modules, images, out); None if there is nothing."""
+    present = [row for row in rows if row is not None]
+    return torch.stack(present, dim=1).to(dtype) if present else None

@@ -37,7 +37,8 @@ class Live(Mix):
     def __init__(self, model: Model, stack: Stack, *, dense_limit: int = DENSE_LIMIT) -> None:
         super().__init__(model, stack)
         layers = _layers(model, stack)
-        parts = parts_of([adapter for adapter, _ in stack.canonical()], layers)
+        with torch.no_grad():
+            parts = parts_of([adapter for adapter, _ in stack.canonical()], layers)
         self.dense_bytes = sum(parts[path].dense_bytes(layer) for path, layer in layers.items())
         if self.dense_bytes > dense_limit:
             raise ApplyError(_too_much(parts, layers, limit=dense_limit))
