@@ -2,15 +2,18 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from peft import LoraConfig
 from torch import Tensor, nn
 
 from difflora.adapter import Adapter, AdapterMeta
-from difflora.families import load
-from difflora.families.model import Model
+from difflora.families import family, load
+from difflora.families.family import variant_folder
+from difflora.families.model import BaseFacts, Model
+from difflora.families.skeleton import read_config
 from difflora.inject import NetworkOptions, targets
 from difflora.kinds import LoRA
 
@@ -21,6 +24,18 @@ ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 def base() -> Model:
     """The embedded base in float32."""
     return load(BASE)
+
+
+def random_sd15() -> Model:
+    """A UNet of SD 1.5's true architecture with random weights in float32; there are no text encoders."""
+    torch.manual_seed(0)
+    configs = variant_folder("sd15", "epsilon")
+    unet = UNet2DConditionModel.from_config(read_config(configs / "unet" / "config.json"))
+    pipeline = SimpleNamespace(
+        unet=unet.eval().requires_grad_(False), text_encoder=nn.Module(), scheduler=DDPMScheduler()
+    )
+    facts = BaseFacts("sd1", "sd15", "epsilon", False, resolution=512, name="random")
+    return Model(pipeline, family("sd1"), facts=facts, source="random", device=torch.device("cpu"))
 
 
 def random_adapter(model: Model, seed: int, *, rank: int) -> Adapter:
@@ -36,8 +51,12 @@ def random_adapter(model: Model, seed: int, *, rank: int) -> Adapter:
 
 
 def peft_unet(model: Model, adapters: list[Adapter], *, rank: int) -> UNet2DConditionModel:
-    """A copy of the UNet with PEFT's wrappers and the factors of `adapters`, all active at weight 1."""
-    unet = copy.deepcopy(model.pipeline.unet)
+    """A UNet of the same weights in PEFT's wrappers, with the factors of `adapters`, all active at weight 1.
+
+    The weights are shared, which leaves room for two UNets of the true size.
+    """
+    unet: UNet2DConditionModel = model.pipeline.unet
+    unet = copy.deepcopy(unet, {id(weight): weight for weight in unet.parameters()})
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=ATTENTION, init_lora_weights=False)
     for adapter in adapters:
         unet.add_adapter(config, adapter_name=adapter.meta.name)

@@ -8,17 +8,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measure import Row, interleaved, saved_bytes
-from benchmarks.peers import base, peft_unet, random_adapter, unet_inputs
+from benchmarks.peers import base, peft_unet, random_adapter, random_sd15, unet_inputs
+from difflora.families.model import Model
 from difflora.inject import Injected, NetworkOptions, injected
 from difflora.training.optimizers import OptimizerOptions, clip, make_optimizer
 
-RANK, BATCH, ROUNDS = 16, 8, 30
+RANK = 16
 
 
 def training_rows() -> list[Row]:
-    """Images a second and saved activation bytes of one step on the embedded base."""
-    model, inputs, target = base(), unet_inputs(BATCH), torch.randn(BATCH, 4, 16, 16)
-    adapter = random_adapter(model, 1, rank=RANK)
+    """Images a second and saved activation bytes of one step on the embedded base, and on a UNet of SD 1.5's
+    true architecture with small latents."""
+    torch.manual_seed(0)
+    true_inputs = (torch.randn(1, 4, 16, 16), torch.tensor([500]), torch.randn(1, 77, 768))
+    return [
+        *_rows("embedded base", base(), unet_inputs(8), rounds=30),
+        *_rows("SD 1.5, 16 × 16 latents", random_sd15(), true_inputs, rounds=8),
+    ]
+
+
+def _rows(what: str, model: Model, inputs: tuple[Tensor, ...], *, rounds: int) -> list[Row]:
+    adapter, target = random_adapter(model, 1, rank=RANK), torch.randn(inputs[0].shape)
     peer = peft_unet(model, [adapter], rank=RANK)
     with injected(model, NetworkOptions(rank=RANK), seed=0) as factors:
         factors.restore(adapter)
@@ -30,11 +40,11 @@ def training_rows() -> list[Row]:
             "ours": _our_step(model.pipeline.unet, factors, inputs, target),
             "peer": _peer_step(peer, inputs, target),
         }
-        times = interleaved(calls, rounds=ROUNDS)
+        times = interleaved(calls, rounds=rounds)
     ours, other = times["ours"], times["peer"]
-    what = f"training step, batch {BATCH}, rank {RANK}, attention, {torch.get_num_threads()} threads"
+    step = f"training step, {what}, batch {len(target)}, rank {RANK}, {torch.get_num_threads()} threads"
     return [
-        Row(what, str(ours), str(other), other.median / ours.median, "images/s, ours / PEFT's"),
+        Row(step, str(ours), str(other), other.median / ours.median, "images/s, ours / PEFT's"),
         Row("activations saved for it", _mib(mine), _mib(theirs), mine / theirs, "bytes, ours / PEFT's"),
     ]
 
