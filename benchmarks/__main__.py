@@ -13,7 +13,7 @@ import tyro
 from benchmarks.algebra import algebra_sections
 from benchmarks.base_quality import BaseQuality, base_sections
 from benchmarks.drawing import Drawing
-from benchmarks.judge import JudgeOptions, trained_judge
+from benchmarks.judge import Judge, JudgeOptions, trained_judge
 from benchmarks.learning import Learning, learning_sections
 from benchmarks.measure import Row
 from benchmarks.painter import Painter
@@ -81,7 +81,7 @@ def _algebra(flags: Flags) -> list[Section]:
 
 def _base(flags: Flags) -> list[Section]:
     options = BaseQuality(Drawing(flags.guidance))
-    judge, model = trained_judge(_judge_options(flags), cache=flags.output), load(flags.data / "shapes-sd")
+    judge, model = _judge(flags), load(flags.data / "shapes-sd")
     return base_sections(
         model,
         judge,
@@ -93,7 +93,7 @@ def _base(flags: Flags) -> list[Section]:
 
 def _learning(flags: Flags) -> list[Section]:
     options = Learning.as_shown()
-    judge, model = trained_judge(_judge_options(flags), cache=flags.output), load(flags.data / "shapes-sd")
+    judge, model = _judge(flags), load(flags.data / "shapes-sd")
     return learning_sections(
         Painter(model, judge, options.drawing),
         options.quick() if flags.quick else options,
@@ -103,11 +103,14 @@ def _learning(flags: Flags) -> list[Section]:
     )
 
 
-def _judge_options(flags: Flags) -> JudgeOptions:
+def _judge(flags: Flags) -> Judge:
+    options = JudgeOptions()
+    is_there = options.file(flags.output).exists()
+    if not is_there:
+        print("training the judge, once: about 3 minutes on two idle cores", flush=True)
     # A judge that is trained already is better than one trained quickly, and as quick.
-    full = JudgeOptions()
-    is_there = (flags.output / f"judge-{full.key}.safetensors").exists()
-    return full if is_there or not flags.quick else replace(full, pictures=1500, epochs=6)
+    few = replace(options, pictures=1500, epochs=6)
+    return trained_judge(few if flags.quick and not is_there else options, cache=flags.output)
 
 
 PARTS: Mapping[PartName, Callable[[Flags], list[Section]]] = {

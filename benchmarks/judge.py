@@ -44,6 +44,10 @@ class JudgeOptions:
         digest.update(Path(__file__).read_text(encoding="utf-8").encode())
         return digest.hexdigest()[:12]
 
+    def file(self, cache: Path) -> Path:
+        """Where the trained judge lies in the folder `cache`."""
+        return cache / f"judge-{self.key}.safetensors"
+
 
 class Judge:
     """Says what pictures show."""
@@ -68,7 +72,7 @@ def trained_judge(options: JudgeOptions | None = None, *, cache: Path = CACHE) -
     The same options give the same judge on the same machine and number of threads.
     """
     options = options or JudgeOptions()
-    file = cache / f"judge-{options.key}.safetensors"
+    file = options.file(cache)
     net = new_net(options.seed)
     if file.exists():
         net.load_state_dict(load_file(file))

@@ -70,7 +70,7 @@ def learned(lesson: Lesson, data: Path, output: Path, *, steps: int | None, base
     options = lesson.options(data, output, steps=steps)
     folder = output / _key(configure(options), base)
     try:
-        for _ in train(configure(options | {"output": folder})):
+        for _ in train(configure({**options, "output": folder})):
             pass
     except AlreadyTrained:
         print(f"{lesson.name}: trained before, reused", flush=True)

@@ -48,7 +48,9 @@ def test_pictures_do_not_depend_on_the_batch_they_were_drawn_in(shapes_model: Mo
 
 def test_the_base_is_measured(paint: Painter, tmp_path: Path) -> None:
     options = BaseQuality(QUICK, singles=2, pairs=2, pictures=2, timings=2)
-    drawn, vae, judge = base_sections(paint.model, paint.judge, options, clip=tmp_path, output=tmp_path)
+    drawn, vae, judge = base_sections(
+        paint.model, paint.judge, options, clip=tmp_path / "no clip", output=tmp_path
+    )
     figures = {what: figure for what, figure, _ in drawn.rows}
     assert figures["one object: all right"].endswith("of 2)") and figures["two objects: all right"].endswith(
         "of 2)"
