@@ -44,6 +44,7 @@ def _exactness(model: Model) -> Section:
             merge(_stack(adapters, weights), rank=RANK)[0]
         ),
         "kohya merge_lora (its rule)": lambda weights: _kohya(adapters, weights),
+        "kohya merge_lora --concat (its rule)": lambda weights: _kohya_concat(adapters, weights),
         "PEFT cat": lambda weights: peer.merged(weights, "cat"),
         f"PEFT svd, rank {RANK}": lambda weights: peer.merged(weights, "svd"),
         "PEFT linear": lambda weights: peer.merged(weights, "linear"),
@@ -95,6 +96,19 @@ def _kohya(adapters: Sequence[Adapter], weights: Sequence[float]) -> dict[str, T
         assert isinstance(up, Tensor) and isinstance(down, Tensor)
         found[path] = up @ down
     return found
+
+
+def _kohya_concat(adapters: Sequence[Adapter], weights: Sequence[float]) -> dict[str, Tensor]:
+    """The same with --concat: both factors are multiplied, and alpha stays that of one adapter while the rank
+    is that of all."""
+    return {
+        path: sum(
+            (weight**2 * adapter.delta(path) for adapter, weight in zip(adapters, weights, strict=True)),
+            torch.zeros(()),
+        )
+        / len(adapters)
+        for path in adapters[0].modules
+    }
 
 
 class _Peft:
