@@ -63,10 +63,25 @@ def folders_of(path: Path) -> tuple[PeftFolder, ...]:
         path = path.parent
     if (path / CONFIG).is_file():
         return (_folder(path, ""),)
-    if not path.is_dir():
-        return ()
-    inside = sorted(child for child in path.iterdir() if (child / CONFIG).is_file())
-    return tuple(_folder(child, child.name) for child in inside)
+    return tuple(_folder(child, child.name) for child in _inside(path))
+
+
+def _inside(path: Path) -> list[Path]:
+    """The folders inside a folder that have a configuration, sorted."""
+    try:
+        return (
+            sorted(child for child in path.iterdir() if (child / CONFIG).is_file()) if path.is_dir() else []
+        )
+    except OSError as error:
+        raise AdapterFileError(f"{path}: cannot be looked into: {error.strerror}") from error
+
+
+def strangers(target: Path, components: Collection[str]) -> list[str]:
+    """The configurations that lie where an adapter of these components is to be written, but are no part of
+    it: a reader would take them for it."""
+    own = {target} if len(components) == 1 else {target / component for component in components}
+    there = [folder for folder in (target, *_inside(target)) if (folder / CONFIG).is_file()]
+    return [str(folder / CONFIG) for folder in there if folder not in own and (target not in own)]
 
 
 def _folder(path: Path, component: str) -> PeftFolder:

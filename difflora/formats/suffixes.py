@@ -53,11 +53,11 @@ def dotted(name: str) -> Part | None:
 
 
 def flattened(name: str) -> Part | None:
-    """A tensor's name whose module has none: what follows the first dot is the leaf."""
+    """A tensor's name whose module has no dots: what follows the first is the leaf.
+
+    diffusers' own conversion to kohya's names leaves one dot in the modules of DoRA magnitudes.
+    """
     module, _, rest = name.partition(".")
     if rest in LEAVES or rest in REFUSED:
         return Part(module, rest)
-    if rest in _FLATTENED:
-        return Part(module, _FLATTENED[rest])
-    named = dotted(name)
-    return named if named and named.module == module else None
+    return Part(module, _FLATTENED[rest]) if rest in _FLATTENED else dotted(name)

@@ -86,6 +86,11 @@ def _write_one(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 def _write_folders(target: Path, encoded: Encoded, metadata: Mapping[str, str]) -> WrittenBytes:
     """PEFT's folder of one component, or a folder of such folders."""
     components = peft.components(encoded)
+    if strangers := peft.strangers(target, [one.component for one in components]):
+        raise AdapterFileError(
+            f"{target}: not written: parts of another adapter are there, which would be read with this one.\n"
+            f"{listing(strangers)}\nWrite to another folder."
+        )
     written = []
     for one in components:
         folder = target if len(components) == 1 else target / one.component

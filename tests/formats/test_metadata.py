@@ -1,16 +1,20 @@
 """What other programs read in our files, and what nobody may."""
 
+import base64
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from difflora.adapter import Adapter, AdapterMeta
-from difflora.formats import FORMATS, read, write
+from difflora.formats import FORMATS, described, read, write
 from difflora.formats.safe import read_header
 from difflora.kinds import LoRA
+from tests.kinds.samples import sample
 
 TO_K = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 CONV = "unet.mid_block.resnets.0.conv1"
@@ -30,7 +34,7 @@ def written(tmp_path: Path, adapter: Adapter, *, layout: str = "kohya") -> dict[
     return dict(read_header(path / "adapter_model.safetensors" if path.is_dir() else path).metadata)
 
 
-@pytest.mark.parametrize("layout", [layout.name for layout in FORMATS])
+@pytest.mark.parametrize("layout", [layout.name for layout in FORMATS if layout.is_written])
 def test_what_other_programs_sort_adapters_by(tmp_path: Path, layout: str) -> None:
     meta = AdapterMeta("halftone", "sd1", base="shapes-sd", trigger="in halftone style")
     found = written(tmp_path, Adapter({TO_K: (linear(),), CONV: (conv(),)}, meta), layout=layout)
@@ -154,3 +158,46 @@ def test_only_diffusers_files_carry_its_configuration(tmp_path: Path, adapter: A
     source = written(tmp_path, adapter, layout="diffusers")
     assert "lora_adapter_metadata" in source
     assert "lora_adapter_metadata" not in written(tmp_path, read(tmp_path / "a.safetensors"))
+
+
+def picture(width: int = 640, height: int = 320) -> Image.Image:
+    """A small picture with something on it, larger than a thumbnail may be."""
+    return Image.linear_gradient("L").resize((width, height)).convert("RGB")
+
+
+def test_descriptions_tags_and_a_thumbnail_are_in_the_file(tmp_path: Path) -> None:
+    meta = described(
+        AdapterMeta("halftone", "sd1"), description="Dots.", tags=("dots", "print"), thumbnail=picture()
+    )
+    found = written(tmp_path, Adapter({TO_K: (linear(),)}, meta))
+    assert (found["modelspec.description"], found["modelspec.tags"]) == ("Dots.", "dots, print")
+    start, _, encoded = found["modelspec.thumbnail"].partition(",")
+    assert start == "data:image/jpeg;base64"
+    assert Image.open(io.BytesIO(base64.b64decode(encoded))).size == (256, 128)
+    assert written(tmp_path, read(tmp_path / "a.safetensors")) == found, "and they stay there"
+
+
+@pytest.mark.parametrize(
+    "value", ["https://example.org/a.png", "data:text/html;base64,PGI+", "data:image/png;base64,A"]
+)
+def test_what_is_no_picture_does_not_stay_as_a_thumbnail(tmp_path: Path, value: str) -> None:
+    meta = AdapterMeta("n", "sd1", training={"modelspec.thumbnail": value})
+    assert "modelspec.thumbnail" not in written(tmp_path, Adapter({TO_K: (linear(),)}, meta))
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "algorithm"),
+    [
+        ("lora_tucker", "lycoris.kohya", {"algo": "locon"}),
+        ("loha", "lycoris.kohya", {"algo": "loha"}),
+        ("dora_out", "lycoris.kohya", {"algo": "locon", "dora_wd": "True"}),
+        ("oft", "lycoris.kohya", {"algo": "diag-oft"}),
+        ("lora", "networks.lora", {}),
+    ],
+)
+def test_the_algorithm_is_named_as_lycoris_does(
+    tmp_path: Path, name: str, module: str, algorithm: dict[str, str]
+) -> None:
+    found = written(tmp_path, Adapter({CONV: (sample(name, (8, 6, 3, 3)),)}, AdapterMeta("n", "sd1")))
+    assert found["ss_network_module"] == module
+    assert json.loads(found["ss_network_args"]) == algorithm

@@ -129,6 +129,24 @@ def test_several_components_are_a_folder_each(tmp_path: Path) -> None:
     assert read(tmp_path / "a" / "text_encoder").modules.keys() == {text}
 
 
+def test_parts_of_another_adapter_are_never_mixed_in(tmp_path: Path) -> None:
+    text = "text_encoder.text_model.encoder.layers.0.mlp.fc1"
+    of_unet, of_text = ((f"{ATTENTION}.to_q", (sample("lora", (8, 6)),)), (text, (sample("lora", (12, 6)),)))
+    other = "text_encoder_2.text_model.encoder.layers.0.mlp.fc1"
+    both = Adapter(dict([of_unet, of_text]), AdapterMeta("n", "sdxl"))
+    write(both, tmp_path / "a", format="peft")
+    write(both, tmp_path / "a", format="peft")
+    changed = Adapter(dict([of_unet, (other, of_text[1])]), AdapterMeta("n", "sdxl"))
+    with pytest.raises(
+        AdapterFileError, match=r"(?s)another adapter are there.*text_encoder/adapter_config\.json"
+    ):
+        write(changed, tmp_path / "a", format="peft")
+    assert same(read(tmp_path / "a"), both)
+    write(Adapter(dict([of_unet]), AdapterMeta("n", "sdxl")), tmp_path / "b", format="peft")
+    with pytest.raises(AdapterFileError, match="another adapter are there"):
+        write(both, tmp_path / "b", format="peft")
+
+
 def edited(fixtures: Path, target: Path, **settings: object) -> Path:
     """A copy of the fixture with other settings."""
     shutil.copytree(fixtures / "adapters" / "peft_folder", target)

@@ -114,7 +114,7 @@ REFUSED: dict[str, tuple[dict[str, Tensor], str]] = {
     ),
     "something_else": (
         {"layer.0.weight": torch.ones(2, 2)},
-        "first being layer.0.weight. Expected one of: kohya file, PEFT folder, diff",
+        "first being layer.0.weight. Expected one of: kohya file, PEFT folder, clone",
     ),
     "cascade": (
         {"lora_prior_unet_down_blocks_0_0_attention.lora_down.weight": torch.ones(4, 4)},

@@ -17,7 +17,7 @@ from difflora.formats import FORMATS, hashes, inspect, read, write
 from difflora.formats.container import read_tensors
 from difflora.kinds import LoRA
 
-NAMES = tuple(layout.name for layout in FORMATS)
+NAMES = tuple(layout.name for layout in FORMATS if layout.is_written)
 TO_K = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_k"
 TO_Q = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
