@@ -113,7 +113,7 @@ class LoKr(Kind):
         """ΔW in float32; see Kind.delta."""
         one, two = self._sides
         device = one.device if weight is None else accepted(self, weight).device
-        flat = torch.kron(one.matrix(device), two.matrix(device)).mul_(self.scale)
+        flat = _kron(one.matrix(device), two.matrix(device)).mul_(self.scale)
         return flat if weight is None else flat.reshape(weight.shape)
 
     def factors(self) -> Factors | None:

@@ -135,3 +135,15 @@ def test_the_bias_of_up_is_scaled_as_its_product_is() -> None:
     assert shift is not None and torch.equal(shift, torch.full((8,), 0.5))
     halved = change.times(0.5).bias_delta()
     assert halved is not None and torch.equal(halved, torch.full((8,), 0.25))
+
+
+def test_a_rank_of_1_in_tucker_form_has_factors_too() -> None:
+    shape = (64, 48, 3, 3)
+    w1, (w2_a, w2_b), t2 = torch.randn(8, 6), (torch.randn(1, 8), torch.randn(1, 8)), torch.randn(1, 1, 3, 3)
+    change = LoKr(w1=w1, w2_a=w2_a, w2_b=w2_b, t2=t2)
+    factors = change.factors()
+    assert factors is not None
+    product = (factors.up @ factors.down).reshape(shape)
+    torch.testing.assert_close(change.delta(torch.zeros(shape)), product, rtol=1e-5, atol=1e-5)
+    across = LoKr(w1=torch.randn(6, 1).T, w2=torch.randn(8, 8).T)
+    assert across.delta().shape == (8, 48)
