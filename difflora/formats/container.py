@@ -57,7 +57,7 @@ def load_tensors(file: BinaryIO, header: Header, where: str) -> TensorFile:
         view = _bytes(tensor)
         if file.readinto(view) != len(view):  # pyright: ignore[reportAttributeAccessIssue]
             raise AdapterFileError(f"{where}: {clip(name)}: the file became shorter while it was read")
-        if entry.dtype == "BOOL" and max(view) > 1:
+        if entry.dtype == "BOOL" and bool((tensor.reshape(-1).view(torch.uint8) > 1).any()):
             raise AdapterFileError(f"{where}: {clip(name)}: a BOOL is neither 0 nor 1")
         digest.update(view)
         tensors[name] = tensor

@@ -42,9 +42,10 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Source]:
     Raises AdapterFileError if there is none, a header is malformed, or a file is too large for an adapter.
     """
     where = Path(path)
-    if (where / _DIFFUSERS_FILE).is_file():
+    there = os.path.exists(where)  # False also for names that the system refuses: too long, or with a NUL
+    if there and (where / _DIFFUSERS_FILE).is_file():
         where = where / _DIFFUSERS_FILE
-    folders = peft.folders_of(where)
+    folders = peft.folders_of(where) if there else ()
     with ExitStack() as stack:
         if folders:
             yield _joined(where, [(one, _file(one.folder / peft.TENSORS, stack)) for one in folders])
