@@ -148,11 +148,12 @@ class Family:
     def kohya_name(self, path: str) -> str:
         """The flattened name under which `path` alone is written. Raises KeyError if there is no such path.
 
-        A module that kohya files hold only as part of another, or with its halves swapped, has the name that
-        OneTrainer writes and ComfyUI reads: `lora_transformer_` and its own.
+        A module that kohya files hold only as part of another, or with its halves swapped (in some sizes of
+        the model at least), has the name that OneTrainer writes and ComfyUI reads: `lora_transformer_` and
+        its own.
         """
         name, slices = self.kohya_group(path)
-        if slices[0].is_whole:
+        if slices[0].is_whole and all(name != special for special, _ in self._special):
             return name
         return _flatten(f"lora_{self.component(path).name}", _inner(path))
 

@@ -154,13 +154,19 @@ def _idle(part: Kind) -> bool:
 
 
 def _require_rows(kind: Kind, run: Run) -> Kind:
-    part = kind.rows(*run)
-    if part is None:
-        raise AdapterError(
-            f"{kind.name}: its module stands for several in one, and the change of rows {run[0]} to {run[1]} "
-            f"alone is no {kind.name}. Extract it to LoRA against the base with the program that made it"
-        )
-    return part
+    """The change of some rows alone: by the kind itself, else as LoRA where it has an exact low-rank form.
+
+    A LoKr whose blocks do not end where the parts do has one; its products are exact for half-precision
+    factors, and rounded to float32 for others.
+    """
+    if part := kind.rows(*run):
+        return part
+    if factors := kind.factors():
+        return LoRA(factors.down, factors.up, factors.scale).rows(*run)
+    raise AdapterError(
+        f"{kind.name}: its module stands for several in one, and the change of rows {run[0]} to {run[1]} "
+        f"alone is no {kind.name}. Extract it to LoRA against the base with the program that made it"
+    )
 
 
 def _own_columns(kind: Kind, runs: Sequence[Run]) -> list[Kind | None] | None:

@@ -24,6 +24,7 @@ from difflora.families.spellings import Slices
 SD1, SDXL = family("sd1"), family("sdxl")
 VARIANTS = [(member, variant) for member in FAMILIES for variant in member.variants]
 ADAPTERS = Path(__file__).parents[1] / "fixtures" / "adapters"
+LAYER, TEXT = "encoder_layers_22", "text_encoder.text_model.encoder.layers.22"
 Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
@@ -157,10 +158,31 @@ def test_the_spelling_that_is_written(member: Family, path: str, name: str) -> N
             "lora_te_encoder_layers_0_self_attn_q_proj",
             "text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
         ),
+        (SD1, f"lora_te_text_model_{LAYER}_self_attn_out_proj", f"{TEXT}.self_attn.out_proj"),
+        (SD1, "lora_te_model_transformer_resblocks_22_attn_q_proj", f"{TEXT}.self_attn.q_proj"),
+        (SD1, "lora_te_model_transformer_resblocks_22_attn_out_proj", f"{TEXT}.self_attn.out_proj"),
+        (SD1, "lora_te_model_transformer_resblocks_22_mlp_c_fc", f"{TEXT}.mlp.fc1"),
+        (SD1, "lora_te_transformer_resblocks_22_mlp_c_proj", f"{TEXT}.mlp.fc2"),
+        (SD1, "lora_te_model_transformer_resblocks_22_ln_2", f"{TEXT}.layer_norm2"),
+        (SD1, "lycoris_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q", f"unet.{Q}"),
+        (SD1, "oft_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q", f"unet.{Q}"),
+        (
+            SDXL,
+            "lora_te2_model_transformer_resblocks_31_mlp_c_fc",
+            "text_encoder_2.text_model.encoder.layers.31.mlp.fc1",
+        ),
     ],
 )
 def test_foreign_spellings_are_read(member: Family, name: str, path: str) -> None:
     assert member.kohya_names[name] == path
+
+
+def test_the_attention_of_open_clip_in_one_is_three_modules() -> None:
+    ends = [
+        path.removeprefix(f"{TEXT}.") for path in SD1.paths_of("lora_te_model_transformer_resblocks_22_attn")
+    ]
+    assert ends == ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
+    assert SD1.paths_of("lora_te_model_transformer_resblocks_23_attn") == ()  # which SD 2.x does not use
 
 
 @pytest.mark.parametrize("stem", ["kohya_sd15_locon", "kohya_sdxl_diffnames_lora"])

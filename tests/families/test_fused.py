@@ -196,6 +196,23 @@ def test_what_cannot_be_joined_is_written_alone_and_read_again() -> None:
     assert same(Adapter(back), Adapter(modules))
 
 
+def test_a_lokr_whose_blocks_end_elsewhere_is_cut_in_its_low_rank_form() -> None:
+    generator = torch.Generator().manual_seed(0)
+    w1, a, b = (torch.randn(shape, generator=generator).bfloat16() for shape in ((4, 2), (9, 2), (2, 6)))
+    kind = LoKr(scale=0.5, w1=w1, w2_a=a, w2_b=b)
+    assert kind.rows(0, H) is None
+    found = split((kind,), FLUX, QKV)
+    assert {part.name for (part,) in found.values()} == {"lora"}
+    for path, (start, stop) in PARTS[QKV].items():
+        torch.testing.assert_close(found[path][0].delta(), kind.delta()[start:stop], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(kohya_modules(FLUX, found)[QKV][0].delta(), kind.delta(), rtol=1e-6, atol=1e-6)
+    full = LoKr(w1=w1, w2=torch.randn(9, 6, generator=generator))
+    with pytest.raises(
+        AdapterError, match=r"lokr: its module stands for several.*rows 0 to 12 alone is no lokr"
+    ):
+        split((full,), FLUX, QKV)
+
+
 def test_several_kinds_on_one_module() -> None:
     kinds = (lora(3 * H), Bias(torch.randn(3 * H)))
     found = split(kinds, FLUX, QKV)
@@ -235,8 +252,11 @@ def test_the_last_block_of_each_sd3_model_has_its_context_swapped(
     assert torch.equal(part.delta(), expected)
     (again,) = kohya_modules(SD3, {path: (part,)})[name]
     assert torch.equal(again.delta(), kind.delta())
-    (own,) = split((kind,), SD3, path)[path]
-    assert own is kind
+    alone = SD3.kohya_name(path)
+    assert alone.startswith("lora_transformer_" if block in (23, 37) else "lora_unet_joint_blocks_")
+    for name in (path, alone):
+        (own,) = split((kind,), SD3, name)[path]
+        assert own is kind
 
 
 def test_a_plain_name_is_not_touched() -> None:
