@@ -24,6 +24,12 @@ VERBS: Mapping[str, str] = {
     "train": "Learn an adapter from a folder of images; continues after an interruption.",
     "generate": "Draw images with any weighted mix of adapters, or reproduce one from its file.",
     "grid": "Draw a contact sheet over two of: weight, adapter, seed, steps, guidance, prompt.",
+    "merge": "Write a weighted mix of adapters as one adapter, exactly or of a chosen rank.",
+    "resize": "Write an adapter of a lower rank, and say what was lost.",
+    "extract": "Write the difference of two models as an adapter.",
+    "bake": "Write a base model with adapters merged into it.",
+    "compare": "Say how alike adapters are, and what becomes of each in a mix.",
+    "convert": "Write an adapter in another format, or out of a pickle.",
     "show": "Say what a base model, an adapter file or an image is.",
     "demo": "Train two styles and a subject on the small base that comes along, and blend them.",
 }

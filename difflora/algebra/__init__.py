@@ -8,6 +8,7 @@ from difflora.algebra.heat import heat_map
 from difflora.algebra.interfering import Interference, interference
 from difflora.algebra.merging import merge
 from difflora.algebra.methods import METHODS
+from difflora.algebra.profiling import Profile, profile
 from difflora.algebra.report import Report
 from difflora.algebra.resizing import resize
 from difflora.algebra.scaling import negate, scale
@@ -18,6 +19,7 @@ __all__ = [
     "Comparison",
     "Interference",
     "ModuleComparison",
+    "Profile",
     "Report",
     "bake",
     "block_of",
@@ -27,6 +29,7 @@ __all__ = [
     "interference",
     "merge",
     "negate",
+    "profile",
     "resize",
     "scale",
     "subspace_overlap",

@@ -52,11 +52,10 @@ class Profile:
 
 
 def profile(adapter: Adapter, *, base: Model | None = None) -> Profile:
-    """‖ΔW‖ and spectrum of every module whose weight the adapter changes; of low-rank kinds without forming
-    ΔW.
+    """‖ΔW‖ and spectrum of every module whose weight the adapter changes; ΔW of low-rank kinds is not formed.
 
-    Modules that need a base and have none are listed in `unknown`. Raises FitError if the adapter does not fit
-    `base`.
+    Modules that need a base and have none are listed in `unknown`. Raises FitError if the adapter does not
+    fit `base`.
     """
     sites, needing = Sites(base, Stack([(adapter, 1.0)])), NeedingBase()
     found: dict[str, ModuleProfile] = {}

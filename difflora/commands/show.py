@@ -54,7 +54,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def _file(flags: Flags, path: Path) -> int:
-    from difflora.commands.show_adapter import adapter_lines, fit_lines
+    from difflora.commands.show_adapter import adapter_lines, fit_lines, profile_lines
     from difflora.formats import inspect
 
     report = inspect(path)
@@ -64,6 +64,8 @@ def _file(flags: Flags, path: Path) -> int:
         except BaseModelError:
             return _print([report.problem], code=1)
     _print(adapter_lines(report, with_metadata=flags.metadata))
+    if report.ok:
+        _print(profile_lines(path, flags.base_model))
     if flags.base_model is not None and report.ok:
         return _print(fit_lines(path, flags.base_model))
     return 0 if report.ok else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,6 +49,33 @@ def adapter_lines(report: FileReport, *, with_metadata: bool) -> list[str]:
         lines.append(f"cannot be used, {len(wrong)} parts do not match:\n{listing(wrong, MANY)}")
     if with_metadata:
         lines += ["metadata:", *(f"  {name} = {value}" for name, value in sorted(report.metadata.items()))]
+    return lines
+
+
+def profile_lines(path: Path, base: str | None) -> list[str]:
+    """‖ΔW‖ by block, and how many terms hold most of it. Raises AdapterFileError; FitError with a base."""
+    from difflora.algebra import profile
+    from difflora.commands.results import base_of
+
+    found = profile(read(path), base=base_of(base))
+    if not found.modules and not found.unknown:
+        return []
+    lines = [f"‖ΔW‖ {found.norm:.4g} over {len(found.modules)} modules; by block:"]
+    blocks = [f"{block} {norm:.3g}" for block, norm in found.norms_by_block.items()]
+    lines += [f"  {', '.join(blocks[start : start + 8])}" for start in range(0, len(blocks), 8)]
+    if found.modules:
+        ranks = [module.effective_rank for module in found.modules.values()]
+        halves, most, nearly = (
+            statistics.median(module.terms[place] for module in found.modules.values()) for place in range(3)
+        )
+        lines.append(
+            f"spectrum (medians): effective rank {statistics.median(ranks):.1f}; 50 % of ‖ΔW‖² in {halves:g} "
+            f"terms, 90 % in {most:g}, 99 % in {nearly:g}"
+        )
+    if found.unknown:
+        lines.append(
+            f"{len(found.unknown)} modules change by an amount that a base decides: give --base-model"
+        )
     return lines
 
 

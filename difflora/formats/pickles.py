@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from difflora.errors import AdapterFileError
-from difflora.formats.safe import PICKLE_MAGIC, PICKLE_SUFFIXES, clip, open_any, read_header
+from difflora.formats.safe import PICKLE_SUFFIXES, begins_as_pickle, clip, open_any, read_header
 
 MAX_PICKLE = 16 << 30
 MAX_SECONDS = 600
@@ -44,7 +44,8 @@ def is_pickle(path: str | os.PathLike[str]) -> bool:
     Raises AdapterFileError if it is no plain file or cannot be opened.
     """
     with open_any(path) as file:
-        return Path(path).suffix.lower() in PICKLE_SUFFIXES or file.read(4).startswith(PICKLE_MAGIC)
+        size = os.fstat(file.fileno()).st_size
+        return Path(path).suffix.lower() in PICKLE_SUFFIXES or begins_as_pickle(file.read(8), size)
 
 
 def convert_pickle(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Converted:

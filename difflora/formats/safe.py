@@ -111,7 +111,7 @@ def load_header(file: BinaryIO, where: str) -> Header:
     """The header of an open file, which is left at its first byte of data; `where` names it in errors."""
     size = os.fstat(file.fileno()).st_size
     start = file.read(8)
-    if start.startswith(PICKLE_MAGIC) and not _plausible(start, size):
+    if begins_as_pickle(start, size):
         raise AdapterFileError(_pickle_message(where))
     if len(start) < 8:
         raise AdapterFileError(f"{where}: not a safetensors file: {size} bytes, expected at least 8")
@@ -129,6 +129,14 @@ def load_header(file: BinaryIO, where: str) -> Header:
     metadata = _metadata(content.pop("__metadata__", {}), where)
     entries = _entries(content, size - 8 - length, where)
     return Header(entries, metadata, 8 + length, size)
+
+
+def begins_as_pickle(start: bytes, size: int) -> bool:
+    """Whether the first 8 bytes of a file of `size` bytes are a pickle's.
+
+    A safetensors file begins with the length of its header, which may be 640 = 0x0280, as pickles begin.
+    """
+    return start.startswith(PICKLE_MAGIC) and not _plausible(start, size)
 
 
 def _plausible(start: bytes, size: int) -> bool:

@@ -1,0 +1,111 @@
+"""What the verbs of adapter arithmetic print: a table for people, or one JSON document."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from difflora.commands.console import make_console
+from difflora.errors import ConfigError
+
+if TYPE_CHECKING:
+    from difflora.adapter import Adapter, Stack
+    from difflora.algebra import Report
+    from difflora.families import Model
+    from difflora.formats import WrittenFile
+
+WORST = 5
+
+
+def stack_of(words: Sequence[str], *, adapters: Path | None) -> Stack:
+    """The adapters given as FILE[:weight[:text]], or by name from the folder `adapters`."""
+    from difflora.adapter import Stack
+    from difflora.commands.options import AdapterOptions
+
+    options = AdapterOptions(adapters=adapters, adapter=tuple(words), mode="auto")
+    return Stack(options.entries(options.library()))
+
+
+def base_of(name: str | None) -> Model | None:
+    """The base in float32 on the CPU, where arithmetic is exact; None if none is named."""
+    from difflora.families import load
+
+    return None if name is None else load(name, device="cpu", dtype="float32")
+
+
+def free_target(path: Path, *, overwrite: bool) -> Path:
+    """`path`, whose folder is made. Raises ConfigError if something is there that may not be overwritten."""
+    if path.exists() and not overwrite:
+        raise ConfigError(f"--output {path} exists. Choose another name, or give --overwrite.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def save(
+    adapter: Adapter, path: Path, *, layout: str, dtype: str | None, overwrite: bool
+) -> tuple[WrittenFile, dict[str, Any]]:
+    """Writes the adapter, and says so as part of a document."""
+    from difflora.formats import write
+
+    written = write(adapter, free_target(path, overwrite=overwrite), format=layout, dtype=dtype)
+    document = {
+        "output": str(written.path),
+        "format": layout,
+        "data_hash": written.data_hash,
+        "autov3": written.autov3,
+        "autov2": written.autov2,
+    }
+    return written, document
+
+
+def report_document(report: Report) -> dict[str, Any]:
+    """A Report in plain values."""
+    worst = sorted(report.error, key=lambda path: -report.error[path])[:WORST]
+    return {
+        "modules": len(report.error),
+        "exact": report.exact,
+        "total_error": report.total_error,
+        "ranks": sorted(set(report.ranks.values())),
+        "worst": {path: report.error[path] for path in worst if report.error[path]},
+        "share_of_base": {
+            "median": statistics.median(report.share.values()),
+            "largest": max(report.share.values()),
+        }
+        if report.share
+        else {},
+        "left_out": dict(report.left_out),
+    }
+
+
+def report_rows(document: Mapping[str, Any]) -> dict[str, str]:
+    """The same in words, for `show_facts`."""
+    ranks = document["ranks"]
+    rows = {
+        "modules": str(document["modules"]),
+        "rank": f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else str(*ranks),
+        "error": "none" if document["exact"] else f"{document['total_error']:.3%} of ΔW over all modules",
+    }
+    rows |= {f"   {path}": f"{error:.3%}" for path, error in document["worst"].items()}
+    if share := document["share_of_base"]:
+        rows["ΔW of the base"] = f"{share['median']:.3%} a module (median), {share['largest']:.3%} at most"
+    rows |= {f"left out: {name}": reason for name, reason in document["left_out"].items()}
+    return rows
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """One JSON document on the standard output."""
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def show_facts(title: str, rows: Mapping[str, str]) -> None:
+    """A table of two columns; rows without a value are left out."""
+    table = Table(title=title, show_header=False, title_justify="left", title_style="bold")
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, value)
+    make_console().print(table)

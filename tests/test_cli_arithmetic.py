@@ -1,0 +1,202 @@
+"""The verbs of adapter arithmetic as a user meets them: files in, files out, a table or JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import difflora.cli
+from difflora import Adapter, AdapterMeta, Model, Stack, fits, load, read, write
+from difflora.kinds import LoRA
+
+SHAPES = str(Path(__file__).parents[1] / "sample_data" / "shapes-sd")
+PATHS = (
+    "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+    "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k",
+    "text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
+)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command returned and printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Said]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Runs one verb in this process, as `difflora ...` does after its set-up."""
+
+    def run(*words: str | Path) -> Said:
+        capsys.readouterr()
+        try:
+            code = difflora.cli._dispatch([str(word) for word in words])
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        printed = capsys.readouterr()
+        return Said(code, printed.out, printed.err)
+
+    monkeypatch.setattr(sys, "argv", ["difflora"])
+    return run
+
+
+def random_adapter(model: Model, name: str, *, rank: int, seed: int, paths: Sequence[str] = PATHS) -> Adapter:
+    torch.manual_seed(seed)
+    modules = {}
+    for path in paths:
+        out, width = model.shapes()[path]
+        modules[path] = (LoRA(torch.randn(rank, width) / 8, torch.randn(out, rank) / 8, 0.5),)
+    return Adapter(modules, AdapterMeta(name=name, family="sd1", trigger=f"{name} style"))
+
+
+@pytest.fixture
+def files(shapes_model: Model, tmp_path: Path) -> tuple[Path, Path]:
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    write(random_adapter(shapes_model, "one", rank=4, seed=1), one)
+    write(random_adapter(shapes_model, "two", rank=6, seed=2), two)
+    return one, two
+
+
+def weights_of(model: Model) -> dict[str, torch.Tensor]:
+    return {path: model.module(path).weight.detach().clone() for path in PATHS}  # pyright: ignore
+
+
+def test_merge_writes_the_exact_sum(
+    cli: Cli, files: tuple[Path, Path], shapes_model: Model, tmp_path: Path
+) -> None:
+    one, two = files
+    said = cli("merge", f"{one}:0.7", f"{two}:-0.4:0", "--output", tmp_path / "out" / "both.safetensors")
+    assert said.code == 0 and "error" in said.out and "none" in said.out, said
+    merged = read(tmp_path / "out" / "both.safetensors")
+    wanted = Stack([(read(one), 0.7), (read(two), difflora.Weight(-0.4, 0.0))])
+    for path, weight in weights_of(shapes_model).items():
+        expected = wanted.delta(path, weight)
+        assert torch.allclose(merged.delta(path, weight), expected, atol=1e-6 * expected.abs().max())
+
+
+def test_merge_to_a_rank_says_what_was_lost(cli: Cli, files: tuple[Path, Path], tmp_path: Path) -> None:
+    target = tmp_path / "cut.safetensors"
+    said = cli("merge", *files, "--rank", "3", "--output", target, "--json")
+    document = json.loads(said.out)
+    assert said.code == 0 and document["report"]["ranks"] == [3]
+    assert 0.1 < document["report"]["total_error"] < 1 and not document["report"]["exact"]
+    assert document["autov3"] == read(target).data_hash[:12]
+    again = cli("merge", *files, "--output", target)
+    assert again.code == 1 and "--overwrite" in again.err
+    assert cli("merge", *files, "--output", target, "--overwrite", "--block", "MID=0").code == 0
+    wrong = cli("merge", *files, "--output", target, "--overwrite", "--block", "IN77=0")
+    assert wrong.code == 1 and "IN77" in wrong.err and "MID" in wrong.err
+
+
+def test_resize_needs_one_measure(cli: Cli, files: tuple[Path, Path], tmp_path: Path) -> None:
+    target = tmp_path / "small.safetensors"
+    said = cli("resize", files[1], "--output", target)
+    assert said.code == 1 and "rank, energy and error" in said.err and not target.exists()
+    said = cli("resize", files[1], "--rank", "2", "--output", target, "--json")
+    assert json.loads(said.out)["report"]["ranks"] == [2]
+    assert all(kind.rank == 2 for (kind,) in read(target).modules.values() if isinstance(kind, LoRA))
+
+
+def test_bake_and_extract_are_inverse(
+    cli: Cli, files: tuple[Path, Path], shapes_model: Model, tmp_path: Path
+) -> None:
+    said = cli("bake", SHAPES, f"{files[0]}:2", "--output", tmp_path / "baked", "--json")
+    assert said.code == 0 and json.loads(said.out)["report"]["modules"] == 3, said
+    said = cli(
+        "extract",
+        SHAPES,
+        tmp_path / "baked",
+        "--rank",
+        "4",
+        "--output",
+        tmp_path / "found.safetensors",
+        "--dtype",
+        "float32",
+    )
+    assert said.code == 0, said
+    found, wanted = read(tmp_path / "found.safetensors"), read(files[0])
+    assert set(found.modules) == set(PATHS)
+    for path, weight in weights_of(shapes_model).items():
+        expected = 2 * wanted.delta(path, weight)
+        assert (found.delta(path, weight) - expected).norm() < 0.02 * expected.norm(), path  # a base in fp16
+    assert fits(found, load(str(tmp_path / "baked"), device="cpu", dtype="float32")).ok
+
+
+def test_compare_says_how_two_relate_and_draws_where_they_clash(
+    cli: Cli, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    one, two = files
+    said = cli("compare", f"{one}:1", f"{one}:-0.5", two, "--json")
+    assert said.code == 0 and json.loads(said.out)["pair"] is None
+    said = cli("compare", one, two, "--json", "--heat", tmp_path / "heat.png")
+    document = json.loads(said.out)
+    assert abs(document["pair"]["cosine"]) < 0.1 and set(document["pair"]["modules"]) == set(PATHS)
+    assert set(document["mix"]["survival"]) == {"one", "two"}
+    with Image.open(tmp_path / "heat.png") as heat:
+        assert heat.width > 100
+    shown = cli("compare", f"{one}:0.5", two)
+    assert shown.code == 0 and "survives" in shown.out and "cosine" in shown.out
+    assert cli("compare", one).code == 2
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "peft", "kohya"])
+def test_convert_there_and_back(layout: str, cli: Cli, files: tuple[Path, Path], tmp_path: Path) -> None:
+    target = tmp_path / ("folder" if layout == "peft" else "other.safetensors")
+    source = files[0]
+    if layout == "peft":  # a PEFT folder is for one component
+        unet = {path: kinds for path, kinds in read(source).modules.items() if path.startswith("unet.")}
+        source = tmp_path / "unet.safetensors"
+        write(Adapter(unet, AdapterMeta(name="one", family="sd1")), source)
+    said = cli("convert", source, "--format", layout, "--output", target, "--json")
+    assert said.code == 0 and json.loads(said.out)["kinds"] == ["lora"], said
+    back = cli("convert", target, "--output", tmp_path / "back.safetensors")
+    assert back.code == 0, back
+    assert difflora.same(read(tmp_path / "back.safetensors"), read(source))
+
+
+def test_convert_unpacks_a_pickle_and_nothing_else_reads_one(
+    cli: Cli, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    old = tmp_path / "old.pt"
+    torch.save(load_file(files[0]), old)
+    refused = cli("show", old)
+    assert refused.code == 1
+    said = cli("convert", old)  # as the errors of readers say
+    assert said.code == 0, said
+    assert difflora.same(read(tmp_path / "old.safetensors"), read(files[0]))
+    assert cli("convert", files[0]).code == 2
+
+
+def test_show_profiles_an_adapter(cli: Cli, files: tuple[Path, Path]) -> None:
+    said = cli("show", files[1])
+    assert said.code == 0 and "‖ΔW‖" in said.out and "MID" in said.out and "effective rank" in said.out
+
+
+@pytest.mark.parametrize("verb", ["merge", "resize", "extract", "bake", "compare", "convert"])
+def test_every_verb_has_help_and_names_a_missing_file(verb: str, cli: Cli, tmp_path: Path) -> None:
+    said = cli(verb, "--help")
+    assert said.code == 0 and "--json" in said.out
+    gone = str(tmp_path / "gone.safetensors")
+    words = {
+        "compare": (gone, gone),
+        "bake": (SHAPES, gone, "--output", str(tmp_path / "x")),
+        "extract": (gone, gone, "--rank", "2", "--output", str(tmp_path / "x.safetensors")),
+    }.get(verb, (gone, "--output", str(tmp_path / "x.safetensors")))
+    said = cli(verb, *words)
+    assert said.code == 1 and "gone.safetensors" in said.err and "Traceback" not in said.err
+    assert not (tmp_path / "x.safetensors").exists()
