@@ -41,6 +41,8 @@ def _run(config: TrainConfig, step: int, total: int) -> dict[str, str]:
         "ss_min_snr_gamma": config.min_snr_gamma,
         "ss_noise_offset": config.noise_offset,
         "ss_caption_dropout_rate": config.caption_dropout,
+        "ss_network_init": config.init,
+        "ss_rslora": config.rslora,
     }
     return {key: str(value) for key, value in values.items()}
 
