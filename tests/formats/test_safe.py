@@ -1,5 +1,6 @@
 """What is no plain safetensors file is not opened; what the reader accepts, the library reads the same."""
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -16,8 +17,9 @@ from hypothesis import strategies as st
 from difflora.errors import AdapterFileError
 from difflora.formats import inspect
 from difflora.formats.container import read_tensors
+from difflora.formats.pickles import is_pickle
 from difflora.formats.safe import MAX_HEADER, MAX_TENSORS, read_header
-from tests.formats.malformed import entry, packed
+from tests.formats.malformed import entry, packed, raw
 
 
 def test_a_header_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
@@ -111,3 +113,12 @@ def test_whatever_is_accepted_the_library_reads_the_same(
     assert found.tensors.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(found.tensors[name], tensor) or bool(tensor.isnan().any())
+
+
+def test_a_header_whose_length_looks_like_a_pickle_is_none(tmp_path: Path) -> None:
+    """640 is 0x0280, and its first byte that of every pickle."""
+    path = tmp_path / "a.safetensors"
+    header = json.dumps({"a": entry(0, 16)}).encode().ljust(0x0280)
+    path.write_bytes(raw(header))
+    assert path.read_bytes().startswith(b"\x80\x02")
+    assert not is_pickle(path) and read_tensors(path).tensors.keys() == {"a"}
