@@ -1,6 +1,7 @@
 """`make bench`: measures on this machine, prints the tables, and writes benchmarks/RESULTS.md.
 
-Nothing else should run meanwhile. One part alone: `python -m benchmarks base`; the others keep their figures.
+Nothing else should run meanwhile. On two idle cores it takes about half an hour: speed 3 minutes, algebra 2,
+base 8, learning 16. One part alone: `python -m benchmarks base`; the others keep their figures.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,8 +30,7 @@ PartName: TypeAlias = Literal["speed", "algebra", "base", "learning"]
 
 @dataclass(frozen=True)
 class Flags:
-    """What to measure. All of it takes about 27 minutes on two idle cores: speed 3,
-    algebra 2, base 7, learning 15."""
+    """What to measure."""
 
     parts: Annotated[tuple[PartName, ...], tyro.conf.Positional] = get_args(PartName)
     """Which parts."""
