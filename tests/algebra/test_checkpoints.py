@@ -180,11 +180,11 @@ def test_what_was_baked_is_extracted_again(shapes_folder: Path, shapes_model: Mo
     folder = shutil.copytree(shapes_folder, tmp_path / "base")
     _to_float32(folder)
     baked, _ = bake(folder, stack, tmp_path / "baked")
-    whole, report = extract(shapes_model, baked, error=0.0, vectors=True)
+    whole, report = extract(shapes_model, baked, error=1e-5, vectors=True)
     assert set(whole.modules) == set(stack.paths())
     for path in stack.paths():
         weight = shapes_model.module(path).weight
-        assert relative(whole.delta(path, weight), stack.delta(path, weight)) < 1e-5, path
+        assert relative(whole.delta(path, weight), stack.delta(path, weight)) < 2e-5, path
     assert report.ranks[LINEAR] == 3 and not report.left_out
     assert whole.meta.family == "sd1" and whole.meta.base == shapes_model.facts.name
     small, report = extract(folder, baked, rank=2)
