@@ -110,7 +110,7 @@ def split_adapter(words: str) -> AdapterWords:
     """FILE[:weight[:text]]: without weight 1, without text the weight for both. Raises ConfigError."""
     match = _ADAPTER.fullmatch(words)
     if match is None:
-        raise ConfigError("--adapter is empty; expected FILE[:weight[:text]]")
+        raise ConfigError("an adapter without a name; expected FILE[:weight[:text]]")
     weight = float(match["weight"] or 1.0)
     return AdapterWords(match["file"], weight, weight if match["text"] is None else float(match["text"]))
 
@@ -126,7 +126,7 @@ def _entry(words: str, library: Library | None) -> tuple[Adapter, Weight]:
         return library.get(given.file), dial
     if not path.is_file():
         raise ConfigError(
-            f"--adapter {words}: there is no file {path}. Expected FILE[:weight[:text]]; for the name of an "
+            f"adapter {words}: there is no file {path}. Expected FILE[:weight[:text]]; for the name of an "
             "adapter in a folder give --adapters FOLDER as well."
         )
     return read(path), dial

@@ -105,6 +105,8 @@ def print_json(document: Mapping[str, Any]) -> None:
 def show_facts(title: str, rows: Mapping[str, str]) -> None:
     """A table of two columns; rows without a value are left out."""
     table = Table(title=title, show_header=False, title_justify="left", title_style="bold")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in rows.items():
         if value:
             table.add_row(name, value)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from difflora.adapter import Adapter
 from difflora.errors import listing
 from difflora.families import family as family_named
 from difflora.formats import FileReport, hashes, read
@@ -22,6 +23,9 @@ _TRAINING = {
     "ss_optimizer": "optimizer",
 }
 MANY = 12
+
+TEXT_WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
+_CONDITIONED = (".attn2.to_k", ".attn2.to_v")
 
 
 def adapter_lines(report: FileReport, *, with_metadata: bool) -> list[str]:
@@ -57,10 +61,12 @@ def profile_lines(path: Path, base: str | None) -> list[str]:
     from difflora.algebra import profile
     from difflora.commands.results import base_of
 
-    found = profile(read(path), base=base_of(base))
+    adapter = read(path)
+    lines = [f"  {name:12}{value}" for name, value in _strength(adapter).items()]
+    found = profile(adapter, base=base_of(base))
     if not found.modules and not found.unknown:
-        return []
-    lines = [f"‖ΔW‖ {found.norm:.4g} over {len(found.modules)} modules; by block:"]
+        return lines
+    lines += [f"‖ΔW‖ {found.norm:.4g} over {len(found.modules)} modules; by block:"]
     blocks = [f"{block} {norm:.3g}" for block, norm in found.norms_by_block.items()]
     lines += [f"  {', '.join(blocks[start : start + 8])}" for start in range(0, len(blocks), 8)]
     if found.modules:
@@ -77,6 +83,29 @@ def profile_lines(path: Path, base: str | None) -> list[str]:
             f"{len(found.unknown)} modules change by an amount that a base decides: give --base-model"
         )
     return lines
+
+
+def _strength(adapter: Adapter) -> dict[str, str]:
+    """alpha and scale of low-rank kinds, and which bases the shapes fit."""
+    pairs = {
+        (round(scale * rank, 4), round(scale, 4))
+        for kinds in adapter.modules.values()
+        for kind in kinds
+        if (scale := getattr(kind, "scale", None)) is not None and (rank := getattr(kind, "rank", None))
+    }
+    shown = [f"{alpha:g} (scale {scale:g})" for alpha, scale in sorted(pairs)]
+    facts = {"alpha": ", ".join(shown[:MANY])} if shown else {}
+    widths = {
+        factors.down.shape[1]
+        for path, kinds in adapter.modules.items()
+        for kind in kinds
+        if path.endswith(_CONDITIONED) and (factors := kind.factors()) is not None
+    }
+    if len(widths) == 1:
+        (width,) = widths
+        bases = TEXT_WIDTHS.get(width, "a base of its own kind")
+        facts["made for"] = f"{bases}: its cross-attention reads texts {width} wide"
+    return facts
 
 
 def fit_lines(path: Path, base: str) -> list[str]:
