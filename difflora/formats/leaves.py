@@ -8,6 +8,7 @@ from torch import Tensor
 
 from difflora.errors import AdapterError
 from difflora.formats.format import ALPHA, DOWN, UP
+from difflora.formats.remainders import SPARSE, as_difference
 from difflora.kinds import KINDS, Kind, ScaleOf
 
 FACTOR_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -20,17 +21,15 @@ LEAVES = frozenset(
     | {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"}
     | {"a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight", "weight", "on_input"}
     | {"diff", "diff_b", "w_norm", "b_norm", "set_weight", "set_bias"}
-    | {"oft_blocks", "oft_diag", "rescale"}
+    | {"oft_blocks", "oft_diag", "rescale", *SPARSE}
 )
 """Every leaf that some kind is made of, in the spelling of kohya and LyCORIS."""
 
 _T_LORA = "is part of a T-LoRA, whose rank changes with the timestep, so that it is no one change of a weight"
-_SPARSE = "is a sparse remainder beside a LoRA, as LyCORIS once extracted; extract it again without one"
 _EMBEDDING = "is LoRA on an embedding, which takes rows by number where a layer multiplies"
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("q_layer.weight", "p_layer.weight", "lambda_layer"), _T_LORA),
     **dict.fromkeys(("base_q", "base_p", "base_lambda"), _T_LORA),
-    **dict.fromkeys(("bias_indices", "bias_values", "bias_size"), _SPARSE),
     **dict.fromkeys(("lora_embedding_A", "lora_embedding_B"), _EMBEDDING),
     "reshape_weight": "enlarges a layer of the base, as control models do: it would be another base",
     "oft_R.weight": "is PEFT's form of OFT, which is not the one of kohya and LyCORIS",
@@ -38,7 +37,7 @@ REFUSED: Mapping[str, str] = {
 }
 """Leaves of which it is known what they are, and the reason why no kind is made of them."""
 
-_NUMBERS = frozenset({ALPHA, "scale", "on_input"})
+_NUMBERS = frozenset({ALPHA, "scale", "on_input", "bias_indices", "bias_size"})
 
 
 def kinds_of(leaves: Mapping[str, Tensor], scale: ScaleOf) -> tuple[Kind, ...]:
@@ -58,6 +57,7 @@ def kinds_of(leaves: Mapping[str, Tensor], scale: ScaleOf) -> tuple[Kind, ...]:
         raise AdapterError("; ".join(problems))
     left = canonical(leaves)
     scale = _scale(left, scale)
+    left = as_difference(left, scale)
     kinds: list[Kind] = []
     has_alpha = False  # it is the module's, so that every kind of the module that knows one has it
     for member in KINDS:

@@ -156,7 +156,7 @@ UNREADABLE: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
     "t_lora": (dict.fromkeys(T_LORA, (4, 8)), "base_lambda is part of a T-LoRA, whose rank changes"),
     "sparse": (
         {"lora_down.weight": (4, 8), "lora_up.weight": (8, 4), "bias_values": (3,)},
-        "bias_values is a sparse remainder",
+        "only bias_values of its remainder is there",
     ),
     "reshape": ({"reshape_weight": (2,)}, "reshape_weight enlarges a layer of the base"),
     "embedding": ({"lora_embedding_A": (4, 8), "lora_embedding_B": (8, 4)}, "is LoRA on an embedding"),

@@ -226,3 +226,23 @@ def test_flux_projections_in_one_are_cut_and_joined(tmp_path: Path) -> None:
     assert same(read(tmp_path / "b.safetensors"), found)
     write(Adapter(found.modules, AdapterMeta("n", "flux")), tmp_path / "c", format="diffusers")
     assert same(read(tmp_path / "c"), found)
+
+
+def test_what_extraction_left_over_is_a_difference_beside_the_lora(tmp_path: Path) -> None:
+    rest = torch.randn(8, 6) * (torch.rand(8, 6) > 0.8)
+    sparse = rest.to_sparse()
+    alpha = {f"{FLAT}.alpha": torch.tensor(1.5)}  # of rank 3: a scale of one half
+    stored = {
+        "bias_indices": sparse.indices().to(torch.int16),
+        "bias_values": sparse.values(),
+        "bias_size": torch.tensor([8, 6], dtype=torch.int16),
+    }
+    for leaves in (stored, {"bias": rest}):
+        tensors = {**factors(), **alpha, **{f"{FLAT}.{leaf}": tensor for leaf, tensor in leaves.items()}}
+        lora, full = only(tmp_path, tensors)
+        assert isinstance(lora, LoRA) and isinstance(full, Full)
+        assert torch.equal(full.diff, rest * 0.5)
+        assert inspect(tmp_path / "a.safetensors").kinds == {Q: ("lora", "full")}
+    outside = {**stored, "bias_indices": sparse.indices().to(torch.int16) + 5}
+    with pytest.raises(AdapterFileError, match="every index inside"):
+        only(tmp_path, {**factors(), **{f"{FLAT}.{leaf}": tensor for leaf, tensor in outside.items()}})
