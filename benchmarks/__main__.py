@@ -109,7 +109,7 @@ def _judge(flags: Flags) -> Judge:
     if not is_there:
         print("training the judge, once: about 3 minutes on two idle cores", flush=True)
     # A judge that is trained already is better than one trained quickly, and as quick.
-    few = replace(options, pictures=1500, epochs=6)
+    few = replace(options, pictures=1500, epochs=8, batch=32)
     return trained_judge(few if flags.quick and not is_there else options, cache=flags.output)
 
 

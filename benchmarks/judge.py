@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -22,7 +23,7 @@ from train_scripts.shapes.pictures import to_tensor
 
 CACHE = Path(__file__).parents[1] / "outputs" / "benchmarks"
 SIGHT = 64  # the judge looks at half the size
-BATCH = 128
+LOOKED_AT = 128  # pictures at once
 SIZES = [len(names) for names in HEADS.values()]
 
 
@@ -32,6 +33,7 @@ class JudgeOptions:
 
     pictures: int = 14000
     epochs: int = 16
+    batch: int = 64
     rate: float = 3e-3
     seed: int = 5
 
@@ -40,7 +42,7 @@ class JudgeOptions:
         """What the training depends on: these options and the sources of the world and of the judge."""
         digest = hashlib.sha256(repr(self).encode())
         for module in (world, characters, styles, exam):
-            digest.update(Path(module.__file__).read_text(encoding="utf-8").encode())
+            digest.update(Path(str(module.__file__)).read_text(encoding="utf-8").encode())
         digest.update(Path(__file__).read_text(encoding="utf-8").encode())
         return digest.hexdigest()[:12]
 
@@ -59,8 +61,8 @@ class Judge:
     def __call__(self, images: Sequence[Image.Image]) -> list[Seen]:
         """What each RGB image of 128×128 shows, the likeliest class of every head."""
         seen = []
-        for start in range(0, len(images), BATCH):
-            heads = self.net(sight(images[start : start + BATCH])).split(SIZES, dim=1)
+        for start in range(0, len(images), LOOKED_AT):
+            heads = self.net(sight(images[start : start + LOOKED_AT])).split(SIZES, dim=1)
             chosen = torch.stack([head.argmax(dim=1) for head in heads], dim=1).tolist()
             seen += [seen_from(dict(zip(HEADS, row, strict=True))) for row in chosen]
         return seen
@@ -122,14 +124,14 @@ def sight(images: Sequence[Image.Image]) -> Tensor:
     return functional.avg_pool2d(to_tensor(whole), EDGE // SIGHT)
 
 
-def _train(net: nn.Module, options: JudgeOptions) -> None:
+def _train(net: Any, options: JudgeOptions) -> None:
     pixels, targets = _examples(options)
     net.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), lr=options.rate, weight_decay=0.02)
-    total = options.epochs * -(-len(pixels) // BATCH)
+    total = options.epochs * -(-len(pixels) // options.batch)
     plan = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.rate, total_steps=total, pct_start=0.15)
     source = torch.Generator().manual_seed(options.seed)
-    for rows in _batches(len(pixels), options.epochs, source):
+    for rows in _batches(len(pixels), options, source):
         batch = spoil(pixels[rows].float() / 127.5 - 1, source).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             scores = net(batch).float()
@@ -147,7 +149,7 @@ def _examples(options: JudgeOptions) -> tuple[Tensor, Tensor]:
     for image, seen in lessons(options.pictures, seed=f"{options.seed} judge"):
         waiting.append(image)
         targets.append(list(classes(seen).values()))
-        if len(waiting) == BATCH:
+        if len(waiting) == LOOKED_AT:
             pictures.append(_as_bytes(waiting))
             waiting = []
     if waiting:
@@ -159,9 +161,9 @@ def _as_bytes(images: Sequence[Image.Image]) -> Tensor:
     return ((sight(images) + 1) * 127.5).round().to(torch.uint8)
 
 
-def _batches(count: int, epochs: int, source: torch.Generator) -> Iterator[Tensor]:
-    for _ in range(epochs):
-        yield from torch.randperm(count, generator=source).split(BATCH)
+def _batches(count: int, options: JudgeOptions, source: torch.Generator) -> Iterator[Tensor]:
+    for _ in range(options.epochs):
+        yield from torch.randperm(count, generator=source).split(options.batch)
 
 
 def _loss(scores: Tensor, targets: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from benchmarks import judge as judging
 from benchmarks.exam import lessons
 from benchmarks.judge import JudgeOptions, new_net, sight, spoil, trained_judge
 
-FEW = JudgeOptions(pictures=500, epochs=8)
+FEW = JudgeOptions(pictures=500, epochs=8, batch=32)
 
 
 def test_the_network_is_small_and_its_weights_are_those_of_the_seed() -> None:
@@ -19,13 +19,14 @@ def test_the_network_is_small_and_its_weights_are_those_of_the_seed() -> None:
     assert not torch.equal(one["0.weight"], other["0.weight"])
 
 
-def test_a_short_training_learns_to_tell_looks_and_is_reused(
+def test_a_short_training_learns_to_tell_backgrounds_and_is_reused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge = trained_judge(FEW, cache=tmp_path)
     images, wanted = zip(*lessons(60, seed="unseen"), strict=True)
     seen = judge(images)
-    assert sum(one.look == two.look for one, two in zip(seen, wanted, strict=True)) > 42
+    right = sum(one.background == two.background for one, two in zip(seen, wanted, strict=True))
+    assert right > 20  # by chance it would be 6
     monkeypatch.setattr(judging, "_train", lambda *_: pytest.fail("trained again"))
     assert trained_judge(FEW, cache=tmp_path)(images) == seen
 
