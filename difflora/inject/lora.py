@@ -94,14 +94,15 @@ class TrainedPissa(TrainedLoRA):
 
 @torch.no_grad()
 def _principal(layer: Layer) -> tuple[Tensor, Tensor]:
-    """down0 and up0 in the shapes of down and up."""
+    """down0 and up0 in the shapes of down and up; terms beyond the rank of W0 are zero, and stay so."""
     weight = layer.module.weight.detach().to("cpu", torch.float32)
     u, s, v = torch.linalg.svd(weight.flatten(1), full_matrices=False)
     rank = min(layer.rank, len(s))
     root = s[:rank].sqrt() / math.sqrt(layer.scale)
-    down, up = root[:, None] * v[:rank], u[:, :rank] * root
-    shapes = TrainedLoRA.start(layer)
-    return down.view(rank, *shapes["down"].shape[1:]), up.view(len(up), rank, *shapes["up"].shape[2:])
+    start = {name: torch.zeros_like(tensor) for name, tensor in TrainedLoRA.start(layer).items()}
+    start["down"][:rank] = (root[:, None] * v[:rank]).view_as(start["down"][:rank])
+    start["up"][:, :rank] = (u[:, :rank] * root).view_as(start["up"][:, :rank])
+    return start["down"], start["up"]
 
 
 class _LoRALinear(torch.autograd.Function):

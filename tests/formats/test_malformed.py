@@ -1,5 +1,6 @@
 """Every malformed file is refused in a second, with an error that names the file and what in it is wrong."""
 
+import copy
 import json
 import time
 from collections.abc import Callable
@@ -86,6 +87,11 @@ VALUES = (
 )
 
 
+def values() -> st.SearchStrategy[Any]:
+    """One of VALUES, a copy of its own: a header may be changed more than once."""
+    return st.sampled_from(VALUES).map(copy.deepcopy)
+
+
 @st.composite
 def changed_headers(draw: Callable[..., Any]) -> bytes:
     """A good adapter with some parts of its header replaced, renamed, removed or added."""
@@ -102,13 +108,13 @@ def changed_headers(draw: Callable[..., Any]) -> bytes:
                     header.pop(name)
                 )
             case "replace":
-                header[name] = draw(st.sampled_from(VALUES))
+                header[name] = draw(values())
             case "field" if isinstance(fields, dict):
-                fields[draw(st.sampled_from((*fields, "more")))] = draw(st.sampled_from(VALUES))
+                fields[draw(st.sampled_from((*fields, "more")))] = draw(values())
             case "item" if isinstance(fields, dict) and isinstance(fields.get("shape"), list):
                 field = fields[draw(st.sampled_from(("shape", "data_offsets")))]
                 if isinstance(field, list) and field:
-                    field[draw(st.integers(0, len(field) - 1))] = draw(st.sampled_from(VALUES))
+                    field[draw(st.integers(0, len(field) - 1))] = draw(values())
             case "data":
                 data = data[: draw(st.integers(0, len(data)))] + draw(st.binary(max_size=8))
     return raw(json.dumps(header).encode(), data)

@@ -163,6 +163,16 @@ def test_pissa_starts_at_the_principal_directions_and_its_file_is_relative_to_th
     assert not collected.delta(module.weight).any()
 
 
+def test_pissa_of_more_terms_than_the_layer_has_keeps_the_rest_at_zero() -> None:
+    module = layer("linear")
+    trained = trainable("lora", "pissa", module, rank=16, move=0.1)
+    assert isinstance(trained, TrainedPissa)
+    assert trained._down.shape == (16, 12) and not trained._down[12:].any() and not trained._up[:, 12:].any()
+    expected, _ = formula(trained, module.weight)
+    delta = trained.kind(torch.float32).delta(module.weight)
+    assert torch.allclose(delta, expected - module.weight, atol=1e-5)
+
+
 def test_pissa_in_half_precision_loses_little_of_a_small_change() -> None:
     """The difference of two products in float16 would be off by the rounding of the whole weight."""
     trained = trainable("lora", "pissa", layer("linear"), rank=4, move=1e-3)

@@ -185,7 +185,12 @@ def test_the_vae_resumes_bit_identically_and_settles_its_scale(tmp_path: Path) -
     assert 0.3 < (posterior.mean * whole.config.scaling_factor).std() < 3
 
 
-def test_one_command_makes_a_base_and_its_clip_from_the_seeds(tmp_path: Path) -> None:
+def test_one_command_makes_a_base_and_its_clip_from_the_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Looking at what was learned takes longer here than learning it.
+    monkeypatch.setattr("train_scripts.shapes.base.preview_sheet", lambda pipeline, file: None)
+    monkeypatch.setattr("train_scripts.shapes.base.psnr", lambda vae, images: 0.0)
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "tokenizer").symlink_to(SHAPES / "tokenizer")
     options = BaseOptions(
