@@ -36,8 +36,9 @@ def adapter_lines(report: FileReport, *, with_metadata: bool) -> list[str]:
         "format": report.format,
         "family": f"{report.family} ({title})",
         "trained on": report.metadata.get("ss_sd_model_name", ""),
-        "modules": f"{len(report.matched)} ({', '.join(f'{name} {count}' for name, count in parts.items())})",
-        "kinds": ", ".join(f"{name} {count}" for name, count in report.kind_counts.items()),
+        "modules": f"{len(report.matched)} ({_counts(parts)})" if parts else "",
+        "words": ", ".join(report.words),
+        "kinds": _counts(report.kind_counts),
         "rank": ", ".join(map(str, report.ranks)),
         "stored as": ", ".join(report.dtypes),
         "trigger": report.trigger,
@@ -54,6 +55,10 @@ def adapter_lines(report: FileReport, *, with_metadata: bool) -> list[str]:
     if with_metadata:
         lines += ["metadata:", *(f"  {name} = {value}" for name, value in sorted(report.metadata.items()))]
     return lines
+
+
+def _counts(found: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in found.items())
 
 
 def profile_lines(path: Path, base: str | None) -> list[str]:

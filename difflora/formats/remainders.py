@@ -37,7 +37,8 @@ def as_difference(leaves: Mapping[str, Tensor], scale: ScaleOf) -> dict[str, Ten
         if rest.numel() != math.prod(shape):
             raise AdapterError(f"bias is {tuple(rest.shape)}; expected the shape of the weight, {shape}")
     elif stored == sorted(SPARSE):
-        rest = _dense(*(leaves[name] for name in SPARSE), math.prod(shape))
+        indices, values, size = (leaves[name] for name in SPARSE)
+        rest = _dense(indices, values, size, math.prod(shape))
     else:
         raise AdapterError(f"only {', '.join(stored)} of its remainder is there")
     found["diff"] = (rest.reshape(shape).float() * scale(down.shape[0])).contiguous()
