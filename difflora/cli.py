@@ -30,6 +30,7 @@ VERBS: Mapping[str, str] = {
     "bake": "Write a base model with adapters merged into it.",
     "compare": "Say how alike adapters are, and what becomes of each in a mix.",
     "convert": "Write an adapter in another format, or out of a pickle.",
+    "library": "List the adapters in folders, and find one by name or hash.",
     "show": "Say what a base model, an adapter file or an image is.",
     "demo": "Train two styles and a subject on the small base that comes along, and blend them.",
 }

@@ -13,6 +13,7 @@ os.environ.update(
 )
 
 import random
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,14 @@ _loaded: dict[Model, str] = {}
 def _one_thread() -> None:
     """Two workers share two cores, and one thread gives one order of summation."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache() -> Iterator[None]:
+    """What libraries keep of folders is kept for the session and not for the user."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIFFLORA_CACHE", folder)
+        yield
 
 
 @pytest.fixture(autouse=True)
