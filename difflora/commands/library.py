@@ -11,7 +11,7 @@ import tyro
 from rich.table import Table
 
 from difflora.commands.console import make_console
-from difflora.commands.flags import parse
+from difflora.commands.flags import parse, usage_error
 from difflora.commands.results import print_json, show_facts
 from difflora.formats.safe import clip
 
@@ -31,6 +31,12 @@ class Flags:
     """One or several folders of adapters."""
     find: str | None = None
     """Show the one adapter that a name or a hash means: AutoV2, AutoV3 or sshs, at least 8 digits."""
+    note: str | None = None
+    """Write this note beside the adapter that --find finds; the adapter itself is not changed."""
+    trigger: str | None = None
+    """Write its trigger words there."""
+    weight: float | None = None
+    """Write the weight that you prefer there; 0 takes it away."""
     hash: bool = False
     """Compute the hashes of all files, for AutoV2 and duplicates that are certain: each is read once."""
     index: Path | None = None
@@ -44,7 +50,6 @@ class Flags:
 def run(words: Sequence[str]) -> int:
     """Lists or finds; returns the exit code."""
     flags = parse(Flags, words, verb="library", about=ABOUT)
-    from difflora.commands.flags import usage_error
     from difflora.library import Library
 
     if not flags.folder:
@@ -52,8 +57,13 @@ def run(words: Sequence[str]) -> int:
     library = Library(*flags.folder, index=flags.index)
     if flags.hash:
         library.hash_files()
+    noted = any(given is not None for given in (flags.note, flags.trigger, flags.weight))
+    if noted and flags.find is None:
+        raise usage_error("library", "--note, --trigger and --weight need --find NAME")
     if flags.find is not None:
         entry = library.find(flags.find)
+        if noted:
+            entry = library.note(entry.name, text=flags.note, trigger=flags.trigger, weight=flags.weight)
         copies = [name for group in library.duplicates if entry.name in group for name in group]
         document = _document(entry) | {"copies": [name for name in copies if name != entry.name]}
         print_json(document) if flags.json else _show_one(document)

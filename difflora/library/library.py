@@ -12,6 +12,7 @@ from difflora.errors import AdapterFileError, LibraryError, listing
 from difflora.formats import read
 from difflora.library.entry import KnownHashes, LibraryEntry
 from difflora.library.lookup import labels, names_meant, not_found
+from difflora.library.notes import write_notes
 from difflora.library.scanning import Stamp
 from difflora.library.shelf import Shelf
 from difflora.prompts import parse_tags
@@ -171,6 +172,21 @@ class Library:
         if problem := place.shelf.facts(place.name).problem:
             raise AdapterFileError(problem)
         return place.shelf.entry(place.name, shown=found)
+
+    def note(
+        self,
+        name_or_hash: str,
+        *,
+        trigger: str | None = None,
+        weight: float | None = None,
+        text: str | None = None,
+        negative: str | None = None,
+    ) -> LibraryEntry:
+        """Writes notes beside the adapter that `find` finds, as `write_notes` does, and returns its entry."""
+        found = self.find(name_or_hash)
+        write_notes(found.path, trigger=trigger, weight=weight, text=text, negative=negative)
+        self.refresh()
+        return self.find(found.name)
 
     def by_hash(self, data_hash: str) -> Adapter:
         """The adapter whose data hash (AutoV3) or file hash (AutoV2) starts with at least 8 digits.

@@ -8,7 +8,7 @@ from difflora.errors import LibraryError
 from difflora.formats import hashes, read
 from difflora.library.entry import Facts, KnownHashes, LibraryEntry, facts_of, hashes_of
 from difflora.library.index import Row, cache_folder, index_path, load_rows, save_rows
-from difflora.library.notes import read_sidecars, stem_of
+from difflora.library.notes import Sidecars, read_sidecars, stem_of
 from difflora.library.scanning import Found, Listing, scan
 
 
@@ -91,12 +91,22 @@ class Shelf:
         """Keeps what was learned since the last time; `unsaved` says why not, where it cannot."""
         if not self._changed or self._rows is None or self.unsaved:
             return
-        rows = {name: row for name, row in self._rows.items() if name in self.listing.files}
+        rows = {
+            name: self._lasting(name, row) for name, row in self._rows.items() if name in self.listing.files
+        }
         try:
             save_rows(self._index, self.root, rows)
         except OSError as error:
             self.unsaved = f"{self._index} cannot be written: {error.strerror}"
         self._changed = False
+
+    def _lasting(self, name: str, row: Row) -> Row:
+        """The row without what may change while the file stays the same: a refused access."""
+        if row.sidecars.problem:
+            row = replace(row, sidecars=Sidecars(), beside={})
+        if row.facts and row.facts.problem and not os.access(self.listing.files[name].path, os.R_OK):
+            row = replace(row, facts=None)
+        return row
 
     def _row(self, name: str) -> Row:
         """What is known of a file as it is now."""
