@@ -24,6 +24,8 @@ from train_scripts.shapes.pictures import to_tensor
 CACHE = Path(__file__).parents[1] / "outputs" / "benchmarks"
 SIGHT = 64  # the judge looks at half the size
 LOOKED_AT = 128  # pictures at once
+SCENE_HEADS = ("background", "layout", "look", "subject")
+SHAPE, COLOUR = len(HEADS["first shape"]), len(HEADS["first colour"])
 SIZES = [len(names) for names in HEADS.values()]
 
 
@@ -87,27 +89,46 @@ def trained_judge(options: JudgeOptions | None = None, *, cache: Path = CACHE) -
     return Judge(net)
 
 
-def new_net(seed: int) -> nn.Sequential:
-    """(N, 3, 64, 64) between -1 and 1 → the scores of all heads, one beside the other; 0.29 M parameters.
-
-    The last map is flattened and not averaged: where an object lies decides whether it is the first.
-    """
+def new_net(seed: int) -> nn.Module:
+    """A `Net` with weights drawn from `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return nn.Sequential(
+        return Net()
+
+
+class Net(nn.Module):
+    """(N, 3, 64, 64) between -1 and 1 → the scores of all heads, one beside the other; 0.26 M parameters.
+
+    One reader of shape and colour looks at the whole and at each half; the layout says which of these is the
+    first object and which the second. One that read everything from one vector learned shapes ten times more
+    slowly, since it met each of them anew in each place.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
             *_layer(3, 16, stride=1),
             *_layer(16, 32, stride=2),
             *_layer(32, 48, stride=2),
             *_layer(48, 64, stride=1),
-            *_layer(64, 80, stride=2),
-            *_layer(80, 96, stride=1),
-            nn.Conv2d(96, 24, 1),
-            nn.Flatten(),
-            nn.ReLU(),
-            nn.Linear(24 * (SIGHT // 8) ** 2, 72),
-            nn.ReLU(),
-            nn.Linear(72, sum(SIZES)),
+            *_layer(64, 96, stride=2),
+            *_layer(96, 128, stride=1),
         )
+        self.scene = nn.Linear(5 * 256, sum(len(HEADS[head]) for head in SCENE_HEADS))
+        self.thing = nn.Sequential(nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, SHAPE + COLOUR))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        seen = self.trunk(pixels)
+        half = seen.shape[-1] // 2
+        parts = (seen, seen[..., :half], seen[..., half:], seen[..., :half, :], seen[..., half:, :])
+        pooled = [torch.cat([part.amax(dim=(2, 3)), part.mean(dim=(2, 3))], dim=1) for part in parts]
+        sizes = [len(HEADS[head]) for head in SCENE_HEADS]
+        background, layout, look, subject = self.scene(torch.cat(pooled, dim=1)).split(sizes, dim=1)
+        whole, left, right, upper, lower = (self.thing(part) for part in pooled)
+        one, row, column = layout.detach().softmax(dim=1).split(1, dim=1)
+        first = one * whole + row * left + column * upper
+        second = row * right + column * lower
+        return torch.cat([background, layout, first, second, look, subject], dim=1)
 
 
 def _layer(before: int, after: int, *, stride: int) -> list[nn.Module]:
