@@ -1,9 +1,6 @@
 """A folder of adapter files: names, hashes, damage, links, and prompts resolved against it."""
 
-import json
 import os
-import time
-from dataclasses import replace
 
 import pytest
 import torch
@@ -12,10 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from difflora.adapter import Adapter, AdapterMeta, Weight, same
 from difflora.errors import AdapterFileError, LibraryError, PromptError
-from difflora.formats import hashes, inspect, write
+from difflora.formats import hashes, write
 from difflora.kinds import LoRA
-from difflora.library import Library, read_notes, resolve, shelf, write_notes
-from difflora.library import entry as entry_module
+from difflora.library import Library, resolve, shelf
 
 PATH = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 
@@ -186,15 +182,6 @@ def test_a_file_name_that_is_no_text_is_listed(folder):
     assert len(library.names) == 4
 
 
-def test_previews(folder):
-    (folder / "neon.preview.png").write_bytes(b"x")
-    (folder / "b" / "deep" / "mosaic v1.2.jpg").write_bytes(b"x")
-    entries = Library(folder).entries
-    assert entries["neon"].preview == folder / "neon.preview.png"
-    assert entries["b/deep/mosaic v1.2"].preview == folder / "b" / "deep" / "mosaic v1.2.jpg"
-    assert entries["halftone"].preview is None
-
-
 @pytest.mark.parametrize(
     "make", [lambda path: None, lambda path: path.write_text("x")], ids=["missing", "file"]
 )
@@ -256,82 +243,6 @@ def test_several_folders_are_told_apart_by_their_names(folder):
     assert Library(folder, folder).names == Library(folder).names
 
 
-def looked_at(monkeypatch):
-    """The files whose headers are read from now on."""
-    seen = []
-    monkeypatch.setattr(entry_module, "inspect", lambda path: seen.append(path.name) or inspect(path))
-    return seen
-
-
-def test_what_the_index_knows_is_not_read_again(folder, tmp_path, monkeypatch):
-    index = tmp_path / "index"
-    (folder / "cut.safetensors").write_bytes(b"cut")
-    first = Library(folder, index=index)
-    wanted = dict(first.entries), dict(first.broken)
-    seen = looked_at(monkeypatch)
-    again = Library(folder, index=index)
-    assert (dict(again.entries), dict(again.broken)) == wanted
-    assert not seen
-    write(adapter(8), folder / "neon.safetensors")
-    again.refresh()
-    assert again.entries["neon"] != wanted[0]["neon"]
-    assert seen == ["neon.safetensors"]
-    assert [path.parent for path in tmp_path.rglob("*.index.json")] == [index]
-
-
-def test_computed_hashes_are_kept(folder, tmp_path, monkeypatch):
-    Library(folder, index=tmp_path / "index").hash_files()
-    monkeypatch.setattr(shelf, "hashes", lambda path: pytest.fail(f"{path} was read"))
-    library = Library(folder, index=tmp_path / "index")
-    known = hashes(folder / "neon.safetensors")
-    for digits in (known.data_hash, known.autov3, known.autov2, known.sha256):
-        assert same(library.by_hash(digits), adapter(1))
-    with pytest.raises(LibraryError, match="no adapter"):
-        library.by_hash("0" * 64)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda raw: b"",
-        lambda raw: raw[: len(raw) // 2],
-        lambda raw: b"\x00\xff" * 99,
-        lambda raw: b"[" * 99999,
-        lambda raw: b'{"layout": 1}',
-        lambda raw: raw.replace(b'"layout":1', b'"layout":0'),
-        lambda raw: raw.replace(b'"ranks":[2]', b'"ranks":["x"]'),
-        lambda raw: raw.replace(b'"reader":"', b'"reader":"old'),
-        lambda raw: raw.replace(b'"root":"', b'"root":"/elsewhere'),
-    ],
-)
-def test_an_index_that_cannot_be_used_is_made_anew(folder, tmp_path, monkeypatch, damage):
-    index = tmp_path / "index"
-    wanted = Library(folder, index=index).entries
-    (file,) = index.iterdir()
-    good = file.read_bytes()
-    assert damage(good) != good
-    file.write_bytes(damage(good))
-    seen = looked_at(monkeypatch)
-    assert Library(folder, index=index).entries == wanted
-    assert len(seen) == 5
-    assert file.read_bytes() == good
-
-
-def test_nothing_is_written_into_the_folder(folder, tmp_path, monkeypatch):
-    before = sorted(folder.rglob("*"))
-    with pytest.raises(LibraryError, match="inside the adapter folder"):
-        Library(folder, index=folder / "a")
-    monkeypatch.setenv("DIFFLORA_CACHE", str(folder / "cache"))
-    inside = Library(folder)
-    inside.hash_files()
-    assert inside.index_problems
-    assert sorted(folder.rglob("*")) == before
-    (tmp_path / "file").write_text("")
-    refused = Library(folder, index=tmp_path / "file" / "below")
-    assert len(refused.entries) == 5
-    assert "cannot be written" in refused.index_problems[0]
-
-
 def test_find_by_every_hash(folder):
     path = folder / "a" / "robot.safetensors"
     known, stated = hashes(path), Library(folder).entries["a/robot"].hashes.stated
@@ -368,18 +279,6 @@ def test_a_hash_that_a_header_states_wrongly_only_says_where_to_look(folder):
     assert library.entries["nothing"].hashes.stated != "e3b0c442" + "9" * 56
 
 
-def test_a_file_that_changed_unseen_is_not_taken_for_the_old_one(folder, tmp_path):
-    library = Library(folder, index=tmp_path / "index")
-    library.hash_files()
-    path = folder / "neon.safetensors"
-    truth, state = hashes(path).data_hash, path.stat()
-    write(adapter(8), path)
-    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
-    assert path.stat().st_size == state.st_size
-    with pytest.raises(LibraryError, match="no adapter"):
-        Library(folder, index=tmp_path / "index").by_hash(truth)
-
-
 def test_duplicates(folder):
     restated(folder / "neon.safetensors", folder / "b" / "copy.safetensors", ss_comment="another header")
     assert Library(folder).duplicates == (("b/copy", "neon"),)
@@ -388,71 +287,6 @@ def test_duplicates(folder):
     library = Library(folder)
     library.hash_files()
     assert library.duplicates == (("b/copy", "neon"), ("halftone", "liar"))
-
-
-def test_notes_are_kept_beside_the_file(folder):
-    path, other = folder / "neon.safetensors", folder / "neon.json"
-    before = path.read_bytes()
-    other.write_text('{"sd version": "SD1", "notes": "old"}')
-    library = Library(folder)
-    assert library.entries["neon"].notes.text == "old"
-    entry = library.note("neon", trigger="neon glow", weight=0.8, text="läuft\nsehr gut")
-    assert (entry.trigger, entry.notes.weight, entry.notes.text) == ("neon glow", 0.8, "läuft\nsehr gut")
-    assert json.loads(other.read_text(encoding="utf-8"))["sd version"] == "SD1"
-    assert read_notes(path) == entry.notes
-    assert Library(folder).entries["neon"].notes == entry.notes
-    assert library.note("neon", weight=0, trigger="").notes == replace(entry.notes, weight=None, trigger="")
-    assert path.read_bytes() == before
-    assert not list(folder.glob(".*"))
-
-
-def test_notes_that_cannot_be_kept_leave_everything_as_it_was(folder):
-    path, beside = folder / "neon.safetensors", folder / "neon.json"
-    for content in ("[1]", "{", "[" * 99999):
-        beside.write_text(content)
-        with pytest.raises(LibraryError, match="JSON object"):
-            write_notes(path, text="x")
-        assert beside.read_text() == content
-        entry = Library(folder).entries["neon"]
-        assert "JSON object" in entry.sidecar_problem
-    beside.unlink()
-    for wrong in ({"weight": float("nan")}, {"text": "x" * 99999}, {"trigger": "\ud800"}):
-        with pytest.raises(LibraryError):
-            write_notes(path, **wrong)
-    with pytest.raises(LibraryError, match="does not exist"):
-        write_notes(folder / "gone.safetensors", text="x")
-    assert not beside.exists()
-
-
-def test_what_civitai_says_beside_a_file(folder):
-    path = folder / "neon.safetensors"
-    other = [{"sizeKB": 1, "hashes": {"SHA256": "f" * 64}}]
-    own = [{"sizeKB": path.stat().st_size / 1024, "hashes": {"AutoV2": hashes(path).autov2.upper()}}]
-    info = {"trainedWords": ["neon glow, ", "tubes"], "files": other + own, "description": None}
-    (folder / "neon.civitai.info").write_text(json.dumps(info))
-    (folder / "halftone.json").write_text('{"preferred weight": "much"}')
-    entries = Library(folder).entries
-    assert entries["neon"].trigger == "neon glow, tubes"
-    assert entries["neon"].sidecars == (folder / "neon.civitai.info",)
-    assert entries["neon"].hashes.beside == (hashes(path).autov2,)
-    assert Library(folder).find(hashes(path).autov2).name == "neon"
-    assert "halftone.json" in entries["halftone"].sidecar_problem
-    (folder / "neon.json").write_text('{"activation text": "mine", "preferred weight": 0}')
-    notes = Library(folder).entries["neon"].notes
-    assert (notes.trigger, notes.weight) == ("mine", None)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
-def test_links_beside_a_file_are_not_followed(folder):
-    secret = folder.parent / "secret.json"
-    secret.write_text('{"notes": "secret"}')
-    (folder / "neon.json").symlink_to(secret)
-    (folder / "neon.png").symlink_to(secret)
-    entry = Library(folder).entries["neon"]
-    assert (entry.notes.text, entry.preview) == ("", None)
-    with pytest.raises(LibraryError, match="link"):
-        write_notes(folder / "neon.safetensors", text="x")
-    assert secret.read_text() == '{"notes": "secret"}'
 
 
 def test_peft_folders_are_adapters(folder):
@@ -464,36 +298,3 @@ def test_peft_folders_are_adapters(folder):
     library.hash_files()
     assert same(library.by_hash(library.entries["c/peft"].hashes.data), adapter(20))
     assert library.note("peft", text="a folder").sidecars == (folder / "c" / "peft.json",)
-
-
-def timed_index(tmp_path, count):
-    """Processor seconds for a library of `count` small files, without an index and with one."""
-    source = tmp_path / "one.safetensors"
-    write(adapter(0), source)
-    raw = source.read_bytes()
-    for number in range(count):
-        path = tmp_path / "many" / str(number % 40) / f"style {number}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(raw)
-        path.with_suffix(".json").write_text('{"activation text": "some words"}')
-    times = []
-    for _ in range(4):
-        start = time.process_time()
-        library = Library(tmp_path / "many", index=tmp_path / "index")
-        assert (len(library.entries), len(library.broken)) == (count, 0)
-        times.append(time.process_time() - start)
-    return times[0], min(times[1:])
-
-
-def test_hundreds_of_files_are_indexed_at_once(tmp_path):
-    cold, warm = timed_index(tmp_path, 400)
-    assert cold < 1.6
-    assert warm < 0.16
-
-
-@pytest.mark.slow
-def test_five_thousand_files_are_indexed_in_seconds(tmp_path):
-    cold, warm = timed_index(tmp_path, 5000)
-    print(f"5,000 files: {cold:.2f} s cold, {warm:.2f} s with an index")
-    assert cold < 20
-    assert warm < 1

@@ -119,20 +119,12 @@ def _show(library: Library) -> None:
     """Everything as a table, then what cannot be used and what is there twice."""
     entries, broken = library.entries, library.broken
     table = Table(title=f"{len(entries)} adapters", title_justify="left", title_style="bold")
-    for column in ("name", "family", "kinds", "rank", "trigger", "weight", "AutoV2", "AutoV3", "preview"):
-        table.add_column(column)
-    for name, entry in entries.items():
-        table.add_row(
-            clip(name),
-            entry.family,
-            ", ".join(entry.kinds) or "words",
-            _span(entry.ranks),
-            clip(entry.trigger, 40),
-            "" if entry.notes.weight is None else f"{entry.notes.weight:g}",
-            entry.hashes.autov2,
-            entry.hashes.autov3,
-            "yes" if entry.preview else "",
-        )
+    rows = [_cells(entry) for entry in entries.values()]
+    shown = [column for column in rows[0] if any(row[column] for row in rows)] if rows else []
+    for column in shown:
+        table.add_column(column, overflow="fold", no_wrap=column.startswith("Auto"))
+    for row in rows:
+        table.add_row(*(row[column] for column in shown))
     console = make_console()
     console.print(table)
     if broken:
@@ -148,6 +140,21 @@ def _show(library: Library) -> None:
             console.print(f"notes of {clip(entry.name)}: {_indented(entry.sidecar_problem)}")
     for problem in library.index_problems:
         console.print(f"the index was not kept: {problem}")
+
+
+def _cells(entry: LibraryEntry) -> dict[str, str]:
+    """Column -> what stands there; columns without a word are not shown."""
+    return {
+        "name": clip(entry.name),
+        "family": entry.family,
+        "kinds": ", ".join(entry.kinds) or "words",
+        "rank": _span(entry.ranks),
+        "trigger": clip(entry.trigger, 40),
+        "weight": "" if entry.notes.weight is None else f"{entry.notes.weight:g}",
+        "AutoV2": entry.hashes.autov2,
+        "AutoV3": entry.hashes.autov3,
+        "preview": "yes" if entry.preview else "",
+    }
 
 
 def _show_one(document: Mapping[str, Any]) -> None:

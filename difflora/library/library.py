@@ -270,7 +270,7 @@ class Library:
 
     def _one(self, digits: str, found: Mapping[str, KnownHashes]) -> str:
         """The first of the names, if all of them hold the same adapter."""
-        different = {known.identity or name: name for name, known in reversed(found.items())}
+        different = {known.identity or name: name for name, known in found.items()}
         if len(different) > 1:
             lines = [f"{identity}  {name}" for identity, name in different.items()]
             raise LibraryError(

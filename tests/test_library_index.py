@@ -1,0 +1,154 @@
+"""What a library keeps of its folders between runs: nothing is read twice, nothing stale is believed."""
+
+import os
+import time
+
+import pytest
+import torch
+
+from difflora.adapter import Adapter, AdapterMeta, same
+from difflora.errors import LibraryError
+from difflora.formats import hashes, inspect, write
+from difflora.kinds import LoRA
+from difflora.library import Library, shelf
+from difflora.library import entry as entry_module
+
+PATH = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+def adapter(seed):
+    generator = torch.Generator().manual_seed(seed)
+    down, up = torch.randn(2, 320, generator=generator), torch.randn(320, 2, generator=generator)
+    return Adapter({PATH: (LoRA(down=down, up=up, scale=1.0),)}, AdapterMeta(name="shown", family="sd1"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "adapters"
+    for number, name in enumerate(("halftone", "neon", "a/robot", "b/robot", "b/deep/mosaic v1.2")):
+        path = root / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(adapter(number), path)
+    (root / "notes.txt").write_text("not an adapter")
+    return root
+
+
+def looked_at(monkeypatch):
+    """The files whose headers are read from now on."""
+    seen = []
+    monkeypatch.setattr(entry_module, "inspect", lambda path: seen.append(path.name) or inspect(path))
+    return seen
+
+
+def test_what_the_index_knows_is_not_read_again(folder, tmp_path, monkeypatch):
+    index = tmp_path / "index"
+    (folder / "cut.safetensors").write_bytes(b"cut")
+    first = Library(folder, index=index)
+    wanted = dict(first.entries), dict(first.broken)
+    seen = looked_at(monkeypatch)
+    again = Library(folder, index=index)
+    assert (dict(again.entries), dict(again.broken)) == wanted
+    assert not seen
+    write(adapter(8), folder / "neon.safetensors")
+    again.refresh()
+    assert again.entries["neon"] != wanted[0]["neon"]
+    assert seen == ["neon.safetensors"]
+    assert [path.parent for path in tmp_path.rglob("*.index.json")] == [index]
+
+
+def test_computed_hashes_are_kept(folder, tmp_path, monkeypatch):
+    Library(folder, index=tmp_path / "index").hash_files()
+    monkeypatch.setattr(shelf, "hashes", lambda path: pytest.fail(f"{path} was read"))
+    library = Library(folder, index=tmp_path / "index")
+    known = hashes(folder / "neon.safetensors")
+    for digits in (known.data_hash, known.autov3, known.autov2, known.sha256):
+        assert same(library.by_hash(digits), adapter(1))
+    with pytest.raises(LibraryError, match="no adapter"):
+        library.by_hash("0" * 64)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda raw: b"",
+        lambda raw: raw[: len(raw) // 2],
+        lambda raw: b"\x00\xff" * 99,
+        lambda raw: b"[" * 99999,
+        lambda raw: b'{"layout": 1}',
+        lambda raw: raw.replace(b'"layout":1', b'"layout":0'),
+        lambda raw: raw.replace(b'"ranks":[2]', b'"ranks":["x"]'),
+        lambda raw: raw.replace(b'"reader":"', b'"reader":"old'),
+        lambda raw: raw.replace(b'"root":"', b'"root":"/elsewhere'),
+    ],
+)
+def test_an_index_that_cannot_be_used_is_made_anew(folder, tmp_path, monkeypatch, damage):
+    index = tmp_path / "index"
+    wanted = Library(folder, index=index).entries
+    (file,) = index.iterdir()
+    good = file.read_bytes()
+    assert damage(good) != good
+    file.write_bytes(damage(good))
+    seen = looked_at(monkeypatch)
+    assert Library(folder, index=index).entries == wanted
+    assert len(seen) == 5
+    assert file.read_bytes() == good
+
+
+def test_nothing_is_written_into_the_folder(folder, tmp_path, monkeypatch):
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(LibraryError, match="inside the adapter folder"):
+        Library(folder, index=folder / "a")
+    monkeypatch.setenv("DIFFLORA_CACHE", str(folder / "cache"))
+    inside = Library(folder)
+    inside.hash_files()
+    assert inside.index_problems
+    assert sorted(folder.rglob("*")) == before
+    (tmp_path / "file").write_text("")
+    refused = Library(folder, index=tmp_path / "file" / "below")
+    assert len(refused.entries) == 5
+    assert "cannot be written" in refused.index_problems[0]
+
+
+def test_a_file_that_changed_unseen_is_not_taken_for_the_old_one(folder, tmp_path):
+    library = Library(folder, index=tmp_path / "index")
+    library.hash_files()
+    path = folder / "neon.safetensors"
+    truth, state = hashes(path).data_hash, path.stat()
+    write(adapter(8), path)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert path.stat().st_size == state.st_size
+    with pytest.raises(LibraryError, match="no adapter"):
+        Library(folder, index=tmp_path / "index").by_hash(truth)
+
+
+def timed_index(tmp_path, count):
+    """Processor seconds for a library of `count` small files, without an index and with one."""
+    source = tmp_path / "one.safetensors"
+    write(adapter(0), source)
+    raw = source.read_bytes()
+    for number in range(count):
+        path = tmp_path / "many" / str(number % 40) / f"style {number}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(raw)
+        path.with_suffix(".json").write_text('{"activation text": "some words"}')
+    times = []
+    for _ in range(4):
+        start = time.process_time()
+        library = Library(tmp_path / "many", index=tmp_path / "index")
+        assert (len(library.entries), len(library.broken)) == (count, 0)
+        times.append(time.process_time() - start)
+    return times[0], min(times[1:])
+
+
+def test_hundreds_of_files_are_indexed_at_once(tmp_path):
+    cold, warm = timed_index(tmp_path, 400)
+    assert cold < 1.6
+    assert warm < 0.16
+
+
+@pytest.mark.slow
+def test_five_thousand_files_are_indexed_in_seconds(tmp_path):
+    cold, warm = timed_index(tmp_path, 5000)
+    print(f"5,000 files: {cold:.2f} s cold, {warm:.2f} s with an index")
+    assert cold < 20
+    assert warm < 1
