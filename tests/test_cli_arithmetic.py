@@ -84,7 +84,7 @@ def test_merge_writes_the_exact_sum(
     wanted = Stack([(read(one), 0.7), (read(two), difflora.Weight(-0.4, 0.0))])
     for path, weight in weights_of(shapes_model).items():
         expected = wanted.delta(path, weight)
-        assert torch.allclose(merged.delta(path, weight), expected, atol=1e-6 * expected.abs().max())
+        assert torch.allclose(merged.delta(path, weight), expected, atol=1e-6 * float(expected.abs().max()))
 
 
 def test_merge_to_a_rank_says_what_was_lost(cli: Cli, files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -144,7 +144,10 @@ def test_compare_says_how_two_relate_and_draws_where_they_clash(
     said = cli("compare", one, two, "--json", "--heat", tmp_path / "heat.png")
     document = json.loads(said.out)
     assert abs(document["pair"]["cosine"]) < 0.1 and set(document["pair"]["modules"]) == set(PATHS)
-    assert set(document["mix"]["survival"]) == {"one", "two"}
+    assert {entry["name"]: entry["survives"] > 0.5 for entry in document["mix"]["adapters"]} == {
+        "one": True,
+        "two": True,
+    }
     with Image.open(tmp_path / "heat.png") as heat:
         assert heat.width > 100
     shown = cli("compare", f"{one}:0.5", two)
@@ -187,7 +190,55 @@ def test_show_profiles_an_adapter(cli: Cli, files: tuple[Path, Path]) -> None:
     assert said.code == 0 and "‖ΔW‖" in said.out and "MID" in said.out and "effective rank" in said.out
 
 
-@pytest.mark.parametrize("verb", ["merge", "resize", "extract", "bake", "compare", "convert"])
+def test_show_as_json(cli: Cli, files: tuple[Path, Path]) -> None:
+    document = json.loads(cli("show", files[1], "--json", "--base-model", SHAPES).out)
+    assert document["fits"] is True and document["ranks"] == [6] and set(document["modules"]) == set(PATHS)
+    assert document["norm"] > 0 and document["data_hash"] == read(files[1]).data_hash
+    base = json.loads(cli("show", SHAPES, "--json").out)
+    assert base["family"] == "sd1" and base["parameters"]["unet"] > 1e6
+
+
+def test_a_peft_folder_is_taken_where_files_are(cli: Cli, files: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    assert cli("convert", files[0], "--format", "peft", "--output", folder).code == 0
+    shown = cli("show", folder)
+    assert shown.code == 0 and "modules     3" in shown.out, shown
+    said = cli("merge", f"{folder}:0.5", files[1], "--output", tmp_path / "both.safetensors")
+    assert said.code == 0, said
+    assert set(read(tmp_path / "both.safetensors").modules) == set(PATHS)
+
+
+def test_what_rounding_loses_is_said(cli: Cli, files: tuple[Path, Path], tmp_path: Path) -> None:
+    target = tmp_path / "half.safetensors"
+    said = cli("convert", files[0], "--dtype", "bfloat16", "--output", target)
+    assert said.code == 0 and "lost to rounding" in said.out
+    said = cli("merge", *files, "--dtype", "bfloat16", "--output", target, "--overwrite", "--json")
+    assert 1e-4 < json.loads(said.out)["rounding"] < 1e-2
+
+
+def test_what_is_wrong_is_said_before_anything_is_made(
+    cli: Cli, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    inside = tmp_path / "copy"
+    assert cli("bake", SHAPES, files[0], "--output", inside).code == 0
+    said = cli("bake", inside, files[0], "--output", inside / "inner")
+    assert said.code == 1 and "inside the base" in said.err and not (inside / "inner").exists()
+    for block in ("X=nan", "=0", "MID=inf"):
+        said = cli("merge", *files, "--block", block, "--output", tmp_path / "x.safetensors")
+        assert said.code == 1 and "--block" in said.err
+    assert cli("merge", "--output", tmp_path / "x.safetensors").code == 2
+    assert cli("bake", SHAPES, "--output", tmp_path / "x").code == 2
+    device = tmp_path / "link.safetensors"
+    device.symlink_to(files[0])
+    said = cli("resize", files[1], "--rank", "2", "--output", device, "--overwrite")
+    assert said.code == 1 and "no plain file" in said.err and device.is_symlink()
+    said = cli("convert", tmp_path / "gone.safetensors", "--output", tmp_path / "new" / "x.safetensors")
+    assert said.code == 1 and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "verb", ["merge", "resize", "extract", "bake", "compare", "convert", "show", "library"]
+)
 def test_every_verb_has_help_and_names_a_missing_file(verb: str, cli: Cli, tmp_path: Path) -> None:
     said = cli(verb, "--help")
     assert said.code == 0 and "--json" in said.out
@@ -196,6 +247,8 @@ def test_every_verb_has_help_and_names_a_missing_file(verb: str, cli: Cli, tmp_p
         "compare": (gone, gone),
         "bake": (SHAPES, gone, "--output", str(tmp_path / "x")),
         "extract": (gone, gone, "--rank", "2", "--output", str(tmp_path / "x.safetensors")),
+        "show": (gone,),
+        "library": (gone,),
     }.get(verb, (gone, "--output", str(tmp_path / "x.safetensors")))
     said = cli(verb, *words)
     assert said.code == 1 and "gone.safetensors" in said.err and "Traceback" not in said.err

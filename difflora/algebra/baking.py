@@ -50,6 +50,8 @@ def bake(base: Model | str | Path, stack: Stack, out: str | os.PathLike[str]) ->
     _require_fits(stack, checkpoint)
     if target.is_dir() or (target.exists() and target.samefile(checkpoint.root)):
         raise ApplyError(f"{target} is there already; give a new name for the model to be written")
+    if checkpoint.root.is_dir() and target.resolve().is_relative_to(checkpoint.root.resolve()):
+        raise ApplyError(f"{target} lies inside the base; give a place beside it for the model to be written")
     baker = _Baker(stack)
     left_out = {f"word {word}": "a base has no place for new words" for word in stack.tokens()}
     if checkpoint.root.is_dir():

@@ -71,7 +71,8 @@ class NeedingBase:
             lines = [f"{path}: {reason}" for path, reason in self.found.items()]
             raise NeedsBase(
                 f"{len(lines)} modules change by an amount that depends on the base weight:\n"
-                f"{listing(lines)}\nGive the base model that the adapter was made for: base=load(...)."
+                f"{listing(lines)}\nGive the base model that the adapter was made for: base=load(...) in "
+                "Python, --base-model BASE on the command line."
             )
 
 

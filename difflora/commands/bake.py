@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from difflora.commands.flags import parse
+from difflora.commands.flags import parse, usage_error
 from difflora.commands.results import print_json, report_document, report_rows, show_facts, stack_of
 
 ABOUT = """Writes a base model with adapters merged into it; everything else is copied as it is.
@@ -38,9 +38,12 @@ class Flags:
 def run(words: Sequence[str]) -> int:
     """Bakes; returns the exit code."""
     flags = parse(Flags, words, verb="bake", about=ABOUT)
+    if not flags.adapter:
+        raise usage_error("bake", "needed: FILE[:weight[:text]], one or more")
     from difflora.algebra import bake
 
     stack = stack_of(flags.adapter, adapters=flags.adapters)
+    flags.output.parent.mkdir(parents=True, exist_ok=True)
     target, report = bake(flags.base, stack, flags.output)
     facts = report_document(report)
     if flags.json:

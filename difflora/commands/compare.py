@@ -56,7 +56,7 @@ def run(words: Sequence[str]) -> int:
     (first, _), (second, _), *more = stack
     pair = None if more else compare(first, second, base=base)
     if flags.heat is not None:
-        target = free_target(flags.heat, overwrite=flags.overwrite)
+        target = free_target(flags.heat, overwrite=flags.overwrite, flag="--heat")
         write_picture(heat_map(mixed.clash, title="clash: 1 where adapters cancel", limit=1.0), target)
     if flags.json:
         print_json({"mix": _mix_document(stack, mixed), "pair": pair and _pair_document(pair)})
@@ -70,16 +70,24 @@ def run(words: Sequence[str]) -> int:
 
 
 def _mix_document(stack: Stack, mixed: Interference) -> dict[str, Any]:
+    survival = _survival(stack, mixed)
     adapters = [
         {
             "name": adapter.meta.name,
+            "data_hash": adapter.data_hash,
+            "survives": survival[adapter.data_hash],
             "weight": {"unet": weight.unet, "text": weight.text},
             "balanced_weight": {"unet": balanced.unet, "text": balanced.text},
         }
         for (adapter, weight), balanced in zip(stack, mixed.weights, strict=True)
     ]
-    survival = dict(zip(mixed.names, mixed.total_survival, strict=True))
-    return {"adapters": adapters, "survival": survival, "clash": dict(mixed.clash)}
+    return {"adapters": adapters, "clash": dict(mixed.clash)}
+
+
+def _survival(stack: Stack, mixed: Interference) -> dict[str, float]:
+    """Data hash -> how much of an adapter is in the sum; the same one given twice counts once."""
+    hashes = dict.fromkeys(adapter.data_hash for adapter, _ in stack)
+    return dict(zip(hashes, mixed.total_survival, strict=True))
 
 
 def _pair_document(pair: Comparison) -> dict[str, Any]:
@@ -116,10 +124,10 @@ def _show_mix(stack: Stack, mixed: Interference) -> None:
     table = Table(title="in the mix", title_justify="left", title_style="bold")
     for column in ("adapter", "weight", "survives", "weight that keeps the energy"):
         table.add_column(column)
-    survival = dict(zip(mixed.names, mixed.total_survival, strict=True))
+    survival = _survival(stack, mixed)
     for (adapter, weight), balanced in zip(stack, mixed.weights, strict=True):
         name = adapter.meta.name
-        table.add_row(name, f"{weight.unet:g}", f"{survival[name]:.0%}", f"{balanced.unet:.3f}")
+        table.add_row(name, f"{weight.unet:g}", f"{survival[adapter.data_hash]:.0%}", f"{balanced.unet:.3f}")
     console = make_console()
     console.print(table)
     console.print("where they clash most (1: they cancel, 0: they do not meet, below: they add up):")

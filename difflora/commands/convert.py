@@ -11,11 +11,13 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from difflora.commands.flags import parse, usage_error
-from difflora.commands.results import free_target, print_json, save, show_facts
+from difflora.commands.results import free_target, print_json, require_free, save, show_facts, written_rows
+from difflora.errors import ConfigError
 
 ABOUT = """Writes an adapter in another format: for A1111, ComfyUI and kohya, for diffusers, or for PEFT.
 
 difflora convert style.safetensors --format diffusers --output style_diffusers.safetensors
+
 difflora convert old.pt --output old.safetensors
 
 A pickle (.pt, .ckpt, .bin) is unpacked in a process of its own that can make nothing but tensors."""
@@ -49,7 +51,11 @@ def run(words: Sequence[str]) -> int:
     from difflora.formats import read
     from difflora.formats.pickles import convert_pickle, is_pickle
 
-    target = free_target(flags.output or _beside(flags.source), overwrite=flags.overwrite)
+    target = flags.output or _beside(flags.source)
+    require_free(target, overwrite=flags.overwrite)
+    if not flags.source.exists():
+        raise ConfigError(f"there is no file or folder {flags.source}")
+    free_target(target, overwrite=flags.overwrite)
     left_out: tuple[str, ...] = ()
     with tempfile.TemporaryDirectory(prefix=".convert-", dir=target.parent) as folder:
         source = flags.source
@@ -75,7 +81,7 @@ def run(words: Sequence[str]) -> int:
     shown = {
         name: ", ".join(value) if isinstance(value, list) else str(value) for name, value in facts.items()
     }
-    show_facts(f"{written.path}", {"format": flags.format, **shown, "AutoV3": written.autov3})
+    show_facts(f"{written.path}", {"format": flags.format, **shown, **written_rows(written)})
     return 0
 
 

@@ -10,7 +10,15 @@ from typing import Annotated, Literal
 import tyro
 
 from difflora.commands.flags import parse
-from difflora.commands.results import print_json, report_document, report_rows, save, show_facts
+from difflora.commands.results import (
+    print_json,
+    report_document,
+    report_rows,
+    require_free,
+    save,
+    show_facts,
+    written_rows,
+)
 
 ABOUT = """Writes the adapter that turns one model into another, as nearly as its rank allows.
 
@@ -50,6 +58,7 @@ class Flags:
 def run(words: Sequence[str]) -> int:
     """Extracts and writes; returns the exit code."""
     flags = parse(Flags, words, verb="extract", about=ABOUT)
+    require_free(flags.output, overwrite=flags.overwrite)
     from difflora.algebra import extract
 
     adapter, report = extract(
@@ -67,5 +76,5 @@ def run(words: Sequence[str]) -> int:
     if flags.json:
         print_json(document | {"report": facts})
     else:
-        show_facts(f"{written.path}", {**report_rows(facts), "AutoV3": written.autov3})
+        show_facts(f"{written.path}", {**report_rows(facts), **written_rows(written)})
     return 0

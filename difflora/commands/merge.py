@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +10,17 @@ from typing import Annotated, Literal
 
 import tyro
 
-from difflora.commands.flags import parse
+from difflora.commands.flags import parse, usage_error
 from difflora.commands.results import (
     base_of,
     print_json,
     report_document,
     report_rows,
+    require_free,
     save,
     show_facts,
     stack_of,
+    written_rows,
 )
 from difflora.errors import ConfigError
 
@@ -50,7 +53,7 @@ class Flags:
     block: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """BLOCK=FACTOR, may be repeated: IN04=0.5, MID=0, BASE=0 (text encoders), or a pattern of paths."""
     base_model: str | None = None
-    """The base, which kinds such as DoRA and OFT need unless their weight is 1."""
+    """The base, which kinds such as DoRA and OFT need unless one stands alone at weight 1."""
     format: Literal["kohya", "diffusers", "peft"] = "kohya"
     """How the file is written."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
@@ -66,6 +69,9 @@ class Flags:
 def run(words: Sequence[str]) -> int:
     """Merges and writes; returns the exit code."""
     flags = parse(Flags, words, verb="merge", about=ABOUT)
+    require_free(flags.output, overwrite=flags.overwrite)
+    if not flags.adapter:
+        raise usage_error("merge", "needed: FILE[:weight[:text]], one or more")
     from difflora.algebra import merge
 
     stack = stack_of(flags.adapter, adapters=flags.adapters)
@@ -88,7 +94,7 @@ def run(words: Sequence[str]) -> int:
     sources = ", ".join(f"{weight.unet:g} × {adapter.meta.name}" for adapter, weight in stack)
     show_facts(
         f"{written.path}",
-        {"method": flags.method, "of": sources, **report_rows(facts), "AutoV3": written.autov3},
+        {"method": flags.method, "of": sources, **report_rows(facts), **written_rows(written)},
     )
     return 0
 
@@ -96,6 +102,9 @@ def run(words: Sequence[str]) -> int:
 def _factor(text: str) -> tuple[str, float]:
     name, _, number = text.rpartition("=")
     try:
-        return name, float(number)
+        factor = float(number)
     except ValueError:
-        raise ConfigError(f"--block {text}: expected BLOCK=FACTOR, such as IN04=0.5") from None
+        factor = math.nan
+    if not name or not math.isfinite(factor):
+        raise ConfigError(f"--block {text}: expected BLOCK=FACTOR with a finite number, such as IN04=0.5")
+    return name, factor

@@ -118,13 +118,15 @@ def split_adapter(words: str) -> AdapterWords:
 def _entry(words: str, library: Library | None) -> tuple[Adapter, Weight]:
     from difflora.adapter import Weight
     from difflora.formats import read
+    from difflora.formats.peft import folders_of
 
     given = split_adapter(words)
     dial = Weight(given.weight, given.text)
     path = Path(given.file).expanduser()
-    if library is not None and not path.is_file():
+    is_there = path.is_file() or bool(folders_of(path))
+    if library is not None and not is_there:
         return library.get(given.file), dial
-    if not path.is_file():
+    if not is_there:
         raise ConfigError(
             f"adapter {words}: there is no file {path}. Expected FILE[:weight[:text]]; for the name of an "
             "adapter in a folder give --adapters FOLDER as well."

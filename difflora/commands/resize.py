@@ -15,14 +15,17 @@ from difflora.commands.results import (
     print_json,
     report_document,
     report_rows,
+    require_free,
     save,
     show_facts,
     stack_of,
+    written_rows,
 )
 
 ABOUT = """Writes the best adapter of a lower rank, module by module, and says what was lost.
 
 difflora resize big.safetensors --rank 16 --output small.safetensors
+
 difflora resize big.safetensors --energy 0.95 --output small.safetensors"""
 
 
@@ -59,6 +62,7 @@ class Flags:
 def run(words: Sequence[str]) -> int:
     """Resizes and writes; returns the exit code."""
     flags = parse(Flags, words, verb="resize", about=ABOUT)
+    require_free(flags.output, overwrite=flags.overwrite)
     from difflora.algebra import resize
 
     ((adapter, _),) = stack_of((flags.adapter,), adapters=flags.adapters)
@@ -71,5 +75,5 @@ def run(words: Sequence[str]) -> int:
     if flags.json:
         print_json(document | {"report": facts})
     else:
-        show_facts(f"{written.path}", {**report_rows(facts), "AutoV3": written.autov3})
+        show_facts(f"{written.path}", {**report_rows(facts), **written_rows(written)})
     return 0

@@ -38,10 +38,17 @@ def base_of(name: str | None) -> Model | None:
     return None if name is None else load(name, device="cpu", dtype="float32")
 
 
-def free_target(path: Path, *, overwrite: bool) -> Path:
-    """`path`, whose folder is made. Raises ConfigError if something is there that may not be overwritten."""
+def require_free(path: Path, *, overwrite: bool, flag: str = "--output") -> None:
+    """Raises ConfigError if something is at `path` that may not be replaced; to be asked before long work."""
     if path.exists() and not overwrite:
-        raise ConfigError(f"--output {path} exists. Choose another name, or give --overwrite.")
+        raise ConfigError(f"{flag} {path} exists. Choose another name, or give --overwrite.")
+    if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
+        raise ConfigError(f"{flag} {path} is no plain file. Choose another name.")
+
+
+def free_target(path: Path, *, overwrite: bool, flag: str = "--output") -> Path:
+    """`path`, whose folder is made. Raises ConfigError as `require_free` does."""
+    require_free(path, overwrite=overwrite, flag=flag)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -59,8 +66,15 @@ def save(
         "data_hash": written.data_hash,
         "autov3": written.autov3,
         "autov2": written.autov2,
+        "rounding": written.rounding,
     }
     return written, document
+
+
+def written_rows(written: WrittenFile) -> dict[str, str]:
+    """What `show_facts` says of a written file."""
+    lost = f"{written.rounding:.2e} of a factor at most" if written.rounding else ""
+    return {"lost to rounding": lost, "AutoV3": written.autov3, "AutoV2": written.autov2}
 
 
 def report_document(report: Report) -> dict[str, Any]:
@@ -90,16 +104,18 @@ def report_rows(document: Mapping[str, Any]) -> dict[str, str]:
         "rank": f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else str(*ranks),
         "error": "none" if document["exact"] else f"{document['total_error']:.3%} of ΔW over all modules",
     }
-    rows |= {f"   {path}": f"{error:.3%}" for path, error in document["worst"].items()}
+    if document["worst"]:
+        rows["most lost in"] = "\n".join(f"{error:.3%} {path}" for path, error in document["worst"].items())
     if share := document["share_of_base"]:
         rows["ΔW of the base"] = f"{share['median']:.3%} a module (median), {share['largest']:.3%} at most"
     rows |= {f"left out: {name}": reason for name, reason in document["left_out"].items()}
     return rows
 
 
-def print_json(document: Mapping[str, Any]) -> None:
-    """One JSON document on the standard output."""
+def print_json(document: Mapping[str, Any]) -> int:
+    """One JSON document on the standard output; returns the exit code 0."""
     print(json.dumps(document, indent=2, ensure_ascii=False))
+    return 0
 
 
 def show_facts(title: str, rows: Mapping[str, str]) -> None:

@@ -11,6 +11,7 @@ import tyro
 
 from difflora.commands.console import make_console
 from difflora.commands.flags import parse
+from difflora.commands.results import print_json
 from difflora.errors import BaseModelError
 
 ABOUT = """Says what something is, without loading any weights.
@@ -34,6 +35,8 @@ class Flags:
     """Of a base: the rank for which trainable parameters are counted."""
     base_model: str | None = None
     """Of an adapter: the base that it should fit."""
+    json: bool = False
+    """Print one JSON document."""
     metadata: bool = False
     """Of an adapter: list everything the file says about itself."""
     debug: bool = False
@@ -45,24 +48,36 @@ def run(words: Sequence[str]) -> int:
     flags = parse(Flags, words, verb="show", about=ABOUT)
     path = Path(flags.target).expanduser()
     if path.suffix.lower() in IMAGES:
-        from difflora.commands.show_image import image_lines
+        from difflora.commands.show_image import image_document, image_lines
 
-        return _print(image_lines(path))
-    if path.is_file() and path.suffix.lower() == ".safetensors":
+        return print_json(image_document(path)) if flags.json else _print(image_lines(path))
+    from difflora.formats.peft import folders_of
+
+    is_file = path.is_file() and path.suffix.lower() == ".safetensors"
+    if is_file or folders_of(path):
         return _file(flags, path)
-    return _print(_model_lines(flags))
+    return _model(flags)
+
+
+def _model(flags: Flags) -> int:
+    from difflora.commands.show_model import model_document, outline
+
+    return print_json(model_document(outline(flags.target))) if flags.json else _print(_model_lines(flags))
 
 
 def _file(flags: Flags, path: Path) -> int:
-    from difflora.commands.show_adapter import adapter_lines, fit_lines, profile_lines
+    from difflora.commands.show_adapter import adapter_document, adapter_lines, fit_lines, profile_lines
     from difflora.formats import inspect
 
     report = inspect(path)
     if not report.format:
         try:
-            return _print(_model_lines(flags))
+            return _model(flags)
         except BaseModelError:
             return _print([report.problem], code=1)
+    if flags.json:
+        print_json(adapter_document(report, base=flags.base_model))
+        return 0 if report.ok else 1
     _print(adapter_lines(report, with_metadata=flags.metadata))
     if report.ok:
         _print(profile_lines(path, flags.base_model))

@@ -6,6 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from difflora.adapter import Adapter
 from difflora.errors import listing
@@ -59,6 +60,48 @@ def adapter_lines(report: FileReport, *, with_metadata: bool) -> list[str]:
 
 def _counts(found: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in found.items())
+
+
+def adapter_document(report: FileReport, *, base: str | None) -> dict[str, Any]:
+    """All of it as plain values; with a base the norms of every kind."""
+    found: dict[str, Any] = {
+        "path": str(report.path),
+        "size": report.size,
+        "format": report.format,
+        "family": report.family,
+        "name": report.name,
+        "trigger": report.trigger,
+        "modules": {path: list(names) for path, names in report.kinds.items()},
+        "ranks": list(report.ranks),
+        "dtypes": list(report.dtypes),
+        "words": list(report.words),
+        "unmatched": dict(report.unmatched),
+        "problem": report.problem,
+        "metadata": dict(report.metadata),
+    }
+    if not report.ok:
+        return found
+    from difflora.algebra import profile
+    from difflora.commands.results import base_of
+
+    adapter = read(report.path)
+    model = base_of(base)
+    profiled = profile(adapter, base=model)
+    fit = None
+    if model is not None:
+        from difflora.fit import fits
+
+        fit = fits(adapter, model).ok
+    return found | {
+        **_strength(adapter),
+        "fits": fit,
+        "norm": profiled.norm,
+        "norms_by_block": profiled.norms_by_block,
+        "effective_ranks": {path: module.effective_rank for path, module in profiled.modules.items()},
+        "data_hash": adapter.data_hash,
+        "autov3": adapter.data_hash[:12],
+        "sha256": "" if report.path.is_dir() else hashes(report.path).sha256,
+    }
 
 
 def profile_lines(path: Path, base: str | None) -> list[str]:
@@ -130,6 +173,8 @@ def _training(metadata: Mapping[str, str]) -> str:
 
 
 def _hashes(path: Path) -> dict[str, str]:
+    if path.is_dir():  # a PEFT folder, which may hold several files
+        return {}
     found = hashes(path)
     return {
         "data hash": f"{found.data_hash} (AutoV3 {found.autov3})",

@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from difflora.errors import RecipeError
 from difflora.recipe import Recipe, Request, read_parameters, read_recipe
+
+
+def image_document(path: Path) -> dict[str, Any]:
+    """The same as plain values: difflora's own recipe, or the request that A1111's parameters make."""
+    try:
+        return {"recipe": read_recipe(path).model_dump(mode="json")}
+    except RecipeError as error:
+        try:
+            found = read_parameters(path)
+        except RecipeError:
+            raise error from None
+    tags = [str(tag) for tag in found.tags]
+    return {"request": found.request.model_dump(mode="json"), "adapters": tags, "unused": dict(found.unused)}
 
 
 def image_lines(path: Path) -> list[str]:

@@ -6,8 +6,10 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
@@ -43,6 +45,12 @@ def outline(base: str) -> Model:
     # A Model asks its pipeline for a noise schedule as well; this outline has no use for one.
     pipeline = SimpleNamespace(scheduler=DDIMScheduler(), **parts)
     return Model(pipeline, family, facts=facts, source=base, device=torch.device("meta"))
+
+
+def model_document(model: Model) -> dict[str, Any]:
+    """The facts of a base, and the parameters of its components, as plain values."""
+    parts = {part.name: _parameters(model.component(part.name)) for part in model.family.components}
+    return {**asdict(model.facts), "parameters": parts}
 
 
 def model_lines(model: Model, *, rank: int) -> list[str]:
