@@ -25,7 +25,8 @@ def split(kinds: Sequence[Kind], family: Family, name: str) -> dict[str, tuple[K
 
     Where the name is one whole module, the same objects under its path. Exact: the rows of a path's ΔW are
     the rows of the file's. A LoRA or LoHa made by joining (each column of its up factors belongs to one part)
-    gives each part its own columns. Parts of zeros beside others are left out.
+    gives each part its own columns. Parts of zeros beside others are left out. Rows of a LoKr that are no
+    LoKr come as LoRA, or as Full in float32.
     Raises KeyError if the family has no such module, AdapterError naming the kind that cannot be cut.
     """
     slices = family.slices(name, rows=_height(kinds))
@@ -43,8 +44,9 @@ def split(kinds: Sequence[Kind], family: Family, name: str) -> dict[str, tuple[K
 def kohya_modules(family: Family, modules: Mapping[str, tuple[Kind, ...]]) -> dict[str, tuple[Kind, ...]]:
     """The modules of an adapter under the flattened names that a kohya file has for them, fused as there.
 
-    Parts that cannot be joined exactly are written alone, under the names that OneTrainer gives them and
-    ComfyUI reads too. Raises KeyError if the family has no such path.
+    Parts are joined only if reading the file gives the very same kinds back, bit for bit; others are written
+    alone, under the names that OneTrainer gives them and ComfyUI reads too. Raises KeyError if the family has
+    no such path.
     """
     written: dict[str, tuple[Kind, ...]] = {}
     fused: dict[str, Slices] = {}
@@ -55,12 +57,47 @@ def kohya_modules(family: Family, modules: Mapping[str, tuple[Kind, ...]]) -> di
         else:
             fused[name] = slices
     for name, slices in fused.items():
+        own = {path: modules[path] for path in sorted({one.path for one in slices} & modules.keys())}
         try:
-            written[name] = _joined(slices, modules)
+            whole = _joined(slices, own)
+            back = split([_reread(kind) for kind in whole], family, name)
         except AdapterError:
-            paths = {one.path for one in slices} & modules.keys()
-            written |= {family.kohya_name(path): modules[path] for path in sorted(paths)}
+            back = whole = None
+        if whole is not None and back is not None and _alike(back, own):
+            written[name] = whole
+        else:
+            written |= {family.kohya_name(path): kinds for path, kinds in own.items()}
     return written
+
+
+def _reread(kind: Kind) -> Kind:
+    """The kind as its file gives it back: the scale has gone through alpha, a float32 number.
+
+    Joining changes the rank, so that the alpha of the whole may be rounded where those of the parts are not.
+    """
+    leaves = kind.to_leaves()
+    return type(kind).from_leaves(leaves, lambda rank: float(leaves["alpha"]) / rank)
+
+
+def _alike(a: Mapping[str, tuple[Kind, ...]], b: Mapping[str, tuple[Kind, ...]]) -> bool:
+    """Whether both hold the same paths and kinds, bit for bit."""
+    if a.keys() != b.keys() or any(len(a[path]) != len(b[path]) for path in a):
+        return False
+    pairs = [pair for path in a for pair in zip(a[path], b[path], strict=True)]
+    return all(
+        type(one) is type(other)
+        and one.tensors().keys() == other.tensors().keys()
+        and all(_same_bits(tensor, other.tensors()[leaf]) for leaf, tensor in one.tensors().items())
+        for one, other in pairs
+    )
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype or a.is_meta or b.is_meta:
+        return False
+    # As bytes, since zeros of both signs are equal as numbers, and a NaN is not equal to itself.
+    flat, other = (tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in (a, b))
+    return torch.equal(flat, other)
 
 
 def _joined(slices: Slices, modules: Mapping[str, tuple[Kind, ...]]) -> tuple[Kind, ...]:
@@ -154,15 +191,19 @@ def _idle(part: Kind) -> bool:
 
 
 def _require_rows(kind: Kind, run: Run) -> Kind:
-    """The change of some rows alone: by the kind itself, else as LoRA where it has an exact low-rank form.
+    """The change of some rows alone: by the kind itself, else as LoRA where it has an exact low-rank form,
+    else as Full where ΔW needs no base weight.
 
-    A LoKr whose blocks do not end where the parts do has one; its products are exact for half-precision
-    factors, and rounded to float32 for others.
+    A LoKr whose blocks do not end where the parts do has such a form, unless both its sides are whole; then
+    its rows are Full. Products are exact for half-precision factors, and rounded to float32 for others.
     """
     if part := kind.rows(*run):
         return part
     if factors := kind.factors():
         return LoRA(factors.down, factors.up, factors.scale).rows(*run)
+    if not kind.needs_weight:
+        # Every kind without a base weight that has a bias can be cut by itself: a Full is all of this one.
+        return Full(kind.delta()).rows(*run)
     raise AdapterError(
         f"{kind.name}: its module stands for several in one, and the change of rows {run[0]} to {run[1]} "
         f"alone is no {kind.name}. Extract it to LoRA against the base with the program that made it"

@@ -1,5 +1,6 @@
 """Modules that a file holds in one: cutting and joining them is exact, and the one undoes the other."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from difflora.adapter import Adapter, same
 from difflora.errors import AdapterError
 from difflora.families import family
 from difflora.families.fused import join, kohya_modules, rows_of, split
-from difflora.kinds import Bias, DoRA, Full, Kind, LoHa, LoKr, LoRA
+from difflora.kinds import OFT, Bias, DoRA, Full, Kind, LoHa, LoKr, LoRA
 from tests.kinds.samples import LAYER_NAMES, sample
 
 FLUX, SD3 = family("flux"), family("sd3")
@@ -55,7 +56,7 @@ def test_a_part_is_the_rows_of_the_whole(name: str, kind_name: str) -> None:
     try:
         found = split((kind,), FLUX, name)
     except AdapterError as error:
-        assert kind_name.split("_")[0] in {"boft", "coft", "dora", "lokr", "oft"}, error
+        assert kind_name.split("_")[0] in {"boft", "coft", "dora", "oft"}, error
         assert kind.name in str(error)
         return
     total = delta(kind, weight)
@@ -123,14 +124,67 @@ def test_parts_of_zeros_are_left_out(kind_name: str) -> None:
     assert same(Adapter(found), Adapter(whole))
 
 
-def test_different_scales_are_folded_exactly_enough() -> None:
-    scales = {path: 0.3 + index for index, path in enumerate(PARTS[QKV])}
-    modules: dict[str, tuple[Kind, ...]] = {
-        path: (lora(H, scale=scale, seed=int(scale)),) for path, scale in scales.items()
-    }
-    found = split(kohya_modules(FLUX, modules)[QKV], FLUX, QKV)
-    for path, (part,) in modules.items():
-        torch.testing.assert_close(found[path][0].delta(), part.delta(), rtol=1e-6, atol=1e-6)
+def read_again(written: Mapping[str, tuple[Kind, ...]]) -> Adapter:
+    return Adapter(
+        {path: kinds for name, found in written.items() for path, kinds in split(found, FLUX, name).items()}
+    )
+
+
+def zero_up(part: LoRA) -> LoRA:
+    return replace(part, up=torch.zeros_like(part.up))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [lora(H, scale=0.3), lora(H, scale=1.3, seed=1), lora(H, scale=2.3, seed=2)],
+        [lora(H, scale=0.5), lora(H, scale=0.25, seed=1), lora(H, scale=0.5, seed=2)],
+        [lora(H, rank=1, scale=0.5), lora(H, rank=2, scale=1.0, seed=1), lora(H, rank=4, seed=2)],
+        [lora(H, rank=1), zero_up(lora(H, rank=2)), lora(H, rank=4, seed=2)],
+        [lora(H), zero_up(lora(H)), lora(H)],
+        [replace(lora(H), down=lora(H).down.half()), lora(H, seed=1), lora(H, seed=2)],
+        [sample("full", (H, H)), Full(torch.zeros(H, H)), sample("full", (H, H), seed=1)],
+        [replace(lora(H), scale=0.0), lora(H, seed=1), lora(H, seed=2)],
+    ],
+    ids=["scales", "powers-of-two", "scales-and-ranks", "zero-and-ranks", "zero-of-one-down", "dtypes",
+         "zero-full", "scale-of-zero"],
+)  # fmt: skip
+def test_parts_that_would_not_come_back_are_written_alone(parts: list[Kind]) -> None:
+    """A scale that is folded in, a path or a dtype that is lost: exact changes, but other kinds."""
+    modules = {path: (part,) for path, part in zip(PARTS[QKV], parts, strict=True)}
+    written = kohya_modules(FLUX, modules)
+    assert set(written) == {FLUX.kohya_name(path) for path in modules}
+    assert all(name.startswith("lora_transformer_") for name in written)
+    assert same(read_again(written), Adapter(modules))
+
+
+def test_an_alpha_that_only_the_parts_hold_exactly_keeps_them_alone() -> None:
+    """alpha = scale · rank is float32 in a file: 0.1 of rank 1 is, three times as much of rank 3 is not."""
+    scale = next(
+        scale
+        for scale in torch.linspace(0.1, 0.2, 50).tolist()
+        if (torch.tensor(torch.tensor(3 * scale).item() / 3) != torch.tensor(scale)).item()
+    )
+    modules = {path: (lora(H, rank=1, scale=scale, seed=i),) for i, path in enumerate(PARTS[QKV])}
+    assert QKV not in kohya_modules(FLUX, modules)
+    modules = {path: (replace(part, scale=0.125),) for path, (part,) in modules.items()}
+    assert set(kohya_modules(FLUX, modules)) == {QKV}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_the_parts_are_they_come_back(seed: int) -> None:
+    """Ranks, scales, zeros and gaps at random."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def one_of(*choices: float) -> float:
+        return choices[int(torch.randint(len(choices), (), generator=generator))]
+
+    modules: dict[str, tuple[Kind, ...]] = {}
+    for index, path in enumerate(PARTS[QKV]):
+        part = lora(H, rank=int(one_of(2, 2, 4)), scale=one_of(0.5, 0.5, 0.75), seed=index)
+        if index == 0 or one_of(0, 1, 1):
+            modules[path] = (part if one_of(0, 1, 1) else zero_up(part),)
+    assert same(read_again(kohya_modules(FLUX, modules)), Adapter(modules))
 
 
 @pytest.mark.parametrize("kind_name", [*SEPARATE, "full", "glora", "lokr", "replace", "oft"])
@@ -190,10 +244,7 @@ def test_what_cannot_be_joined_is_written_alone_and_read_again() -> None:
     written = kohya_modules(FLUX, modules)
     assert "lora_transformer_transformer_blocks_3_attn_to_q" in written
     assert len(written) == len(modules)
-    back = {
-        path: kinds for name, found in written.items() for path, kinds in split(found, FLUX, name).items()
-    }
-    assert same(Adapter(back), Adapter(modules))
+    assert same(read_again(written), Adapter(modules))
 
 
 def test_a_lokr_whose_blocks_end_elsewhere_is_cut_in_its_low_rank_form() -> None:
@@ -206,11 +257,32 @@ def test_a_lokr_whose_blocks_end_elsewhere_is_cut_in_its_low_rank_form() -> None
     for path, (start, stop) in PARTS[QKV].items():
         torch.testing.assert_close(found[path][0].delta(), kind.delta()[start:stop], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(kohya_modules(FLUX, found)[QKV][0].delta(), kind.delta(), rtol=1e-6, atol=1e-6)
-    full = LoKr(w1=w1, w2=torch.randn(9, 6, generator=generator))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_lokr_of_two_whole_sides_whose_blocks_end_elsewhere_is_cut_as_full(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    w1, w2 = (torch.randn(shape, generator=generator).to(dtype) for shape in ((4, 2), (9, 6)))
+    kind = LoKr(w1=w1, w2=w2)
+    found = split((kind,), FLUX, QKV)
+    for path, (start, stop) in PARTS[QKV].items():
+        (part,) = found[path]
+        assert isinstance(part, Full)
+        assert part.diff.dtype == torch.float32
+        assert part.bias is None
+        assert torch.equal(part.diff, kind.delta()[start:stop])
+    written = kohya_modules(FLUX, found)
+    assert torch.equal(written[QKV][0].delta(), kind.delta())
+    assert same(read_again(written), Adapter(found))
+    header = LoKr(w1=w1.to("meta"), w2=w2.to("meta"))
+    assert {rows_of(part) for (part,) in split((header,), FLUX, QKV).values()} == {H}
+
+
+def test_what_needs_the_base_and_cannot_be_cut_is_refused() -> None:
     with pytest.raises(
-        AdapterError, match=r"lokr: its module stands for several.*rows 0 to 12 alone is no lokr"
+        AdapterError, match=r"oft: its module stands for several.*rows 0 to 12 alone is no oft"
     ):
-        split((full,), FLUX, QKV)
+        split((OFT(torch.zeros(4, 9, 9)),), FLUX, QKV)
 
 
 def test_several_kinds_on_one_module() -> None:

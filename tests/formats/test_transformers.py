@@ -10,9 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from difflora.adapter import Adapter, same
+from difflora.adapter import Adapter, AdapterMeta, same
 from difflora.errors import AdapterFileError
 from difflora.formats import inspect, read, write
+from difflora.kinds import Kind, LoRA
 
 RANK, COLUMNS, SCALE, H = 4, 8, 0.5, 6
 BLOCK, SINGLE = "transformer.transformer_blocks.0", "transformer.single_transformer_blocks.0"
@@ -142,6 +143,43 @@ def test_separate_factors_come_through_a_fused_file_as_they_were(tmp_path: Path,
     write(adapter, tmp_path / "kohya.safetensors")
     assert names_of(tmp_path / "kohya.safetensors") == set(FAMILIES[name])
     assert same(read(tmp_path / "kohya.safetensors"), adapter)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("case", ["scales", "ranks", "zero-up", "zero-up-and-ranks"])
+def test_what_is_written_as_kohya_reads_back_the_same(tmp_path: Path, name: str, case: str) -> None:
+    """Fused modules whose parts differ in their own ways."""
+    generator = torch.Generator().manual_seed(1)
+    modules: dict[str, tuple[Kind, ...]] = {}
+    for index, letter in enumerate("qkv"):
+        rank = RANK + index if "ranks" in case else RANK
+        down, up = torch.randn(rank, COLUMNS, generator=generator), torch.randn(H, rank, generator=generator)
+        if "zero" in case and letter == "k":
+            up = torch.zeros_like(up)
+        scale = 0.3 * (index + 1) if case == "scales" else SCALE
+        modules[f"{BLOCK}.attn.to_{letter}"] = (LoRA(down, up, scale),)
+    adapter = Adapter(modules, meta=AdapterMeta(family=name))
+    write(adapter, tmp_path / "kohya.safetensors", format="kohya")
+    assert same(read(tmp_path / "kohya.safetensors"), adapter)
+    is_fused = not any("lora_transformer_" in module for module in names_of(tmp_path / "kohya.safetensors"))
+    assert is_fused == (case in {"ranks", "zero-up"})
+
+
+def test_a_lokr_of_two_whole_sides_is_read_from_a_fused_module(tmp_path: Path) -> None:
+    """Its blocks of 9 rows end inside the parts of 6."""
+    generator = torch.Generator().manual_seed(1)
+    module = "lora_unet_double_blocks_0_img_attn_qkv"
+    w1, w2 = torch.randn(2, 2, generator=generator), torch.randn(9, 4, generator=generator)
+    path = saved({f"{module}.lokr_w1": w1, f"{module}.lokr_w2": w2}, tmp_path / "lokr.safetensors")
+    assert inspect(path).ok
+    adapter = read(path)
+    total = torch.kron(w1, w2)
+    assert set(adapter.modules) == set(FLUX[module])
+    for index, letter in enumerate("qkv"):
+        found = adapter.delta(f"{BLOCK}.attn.to_{letter}")
+        torch.testing.assert_close(found, total[index * H : index * H + H], rtol=0, atol=0)
+    write(adapter, tmp_path / "back.safetensors", format="kohya")
+    assert same(read(tmp_path / "back.safetensors"), adapter)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
