@@ -9,7 +9,7 @@ reads LoRA only, attention modules whose alpha is not that of most are given tha
 read only if an `out_proj` is among its modules. Its own format has neither of the last two.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import ClassVar
 
 from torch import Tensor
@@ -47,18 +47,23 @@ class Kohya(Format):
     @classmethod
     def encode(cls, adapter: Adapter, family: Family) -> Encoded:
         """Every leaf as it is, and alpha as a float32 number."""
-        tensors: dict[str, Tensor] = {}
-        problems: list[str] = []
-        for path, kinds in sorted(adapter.modules.items()):
-            try:
-                leaves_of(kinds)
-            except AdapterError as error:
-                problems.append(f"{path}: {error}")
-        if problems:
-            raise refusal(adapter, cls.title, problems, "Merge or extract these modules to one kind first.")
-        for module, kinds in _modules(adapter, family).items():
-            tensors |= {f"{module}.{leaf}": tensor for leaf, tensor in leaves_of(kinds).items()}
+        _checked(adapter, adapter.modules)  # first, as only sound modules can be put together
+        tensors = _checked(adapter, _modules(adapter, family))
         return Encoded(tensors | embeddings.leaves(adapter.tokens, family), {})
+
+
+def _checked(adapter: Adapter, modules: Mapping[str, tuple[Kind, ...]]) -> dict[str, Tensor]:
+    """The tensors of the modules. Raises AdapterFileError naming every module that no file can hold."""
+    tensors: dict[str, Tensor] = {}
+    problems: list[str] = []
+    for module, kinds in sorted(modules.items()):
+        try:
+            tensors |= {f"{module}.{leaf}": tensor for leaf, tensor in leaves_of(kinds).items()}
+        except AdapterError as error:
+            problems.append(f"{module}: {error}")
+    if problems:
+        raise refusal(adapter, Kohya.title, problems, "Merge or extract these modules to one kind first.")
+    return tensors
 
 
 def _modules(adapter: Adapter, family: Family) -> dict[str, tuple[Kind, ...]]:

@@ -13,6 +13,7 @@ from difflora.kinds import KINDS, Kind, ScaleOf
 
 FACTOR_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_ALPHA = 1e8
+"""How large an alpha or a scale may be, in a tensor or in a configuration, read or written."""
 DORA, MAGNITUDE = "dora_scale", "magnitude"
 
 LEAVES = frozenset(
@@ -94,12 +95,15 @@ def canonical(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def leaves_of(kinds: Sequence[Kind]) -> dict[str, Tensor]:
     """The leaves of a module that these kinds change: the inverse of `kinds_of`.
 
-    Raises AdapterError if there are none, or no file can hold them beside each other.
+    Raises AdapterError if there are none, no file can hold them beside each other, or an alpha is larger
+    than a reader takes.
     """
     names = ", ".join(kind.name for kind in kinds)
     found: dict[str, Tensor] = {}
     for kind in kinds:
         for leaf, tensor in kind.to_leaves().items():
+            if leaf == ALPHA and "scale" in kind.tensors():  # otherwise alpha is no scale, as in OFT
+                _number(ALPHA, tensor)
             if leaf in found and not (leaf == ALPHA and torch.equal(found[leaf], tensor)):
                 raise AdapterError(f"holds {names}: two have {leaf}, and a file has one a module")
             found[leaf] = tensor
@@ -154,9 +158,13 @@ def _scale(leaves: dict[str, Tensor], configured: ScaleOf) -> ScaleOf:
 def _number(leaf: str, tensor: Tensor) -> float:
     if tensor.is_meta:
         return 1.0
-    value = float(tensor)
+    return bounded(leaf, float(tensor))
+
+
+def bounded(name: str, value: float) -> float:
+    """The value of an alpha or a scale. Raises AdapterError if it is not finite or above MAX_ALPHA."""
     if not (math.isfinite(value) and abs(value) <= MAX_ALPHA):
-        raise AdapterError(f"{leaf} is {value}, expected a number up to {MAX_ALPHA:g}")
+        raise AdapterError(f"{name} is {value}, expected a number up to {MAX_ALPHA:g}")
     return value
 
 

@@ -9,11 +9,13 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from difflora.formats.format import Metadata, Scale
+from difflora.formats.leaves import MAX_ALPHA
 from difflora.formats.peft_modules import PeftModule
+from difflora.formats.safe import clip
 
 METADATA_KEY = "lora_adapter_metadata"
 DEFAULT_ALPHA = DEFAULT_RANK = 8  # PEFT's, where a configuration does not say
@@ -80,10 +82,10 @@ class _Settings:
         _usable(prefix, own)
         name = _ALPHA[own.get("peft_type", "LORA")]
         self._alpha = _number(f"{prefix}{name}", own.get(name, DEFAULT_ALPHA))
-        self._rank = _number(f"{prefix}r", own.get("r", DEFAULT_RANK))
+        self._rank = _rank(f"{prefix}r", own.get("r", DEFAULT_RANK))
         self._root = own.get("use_rslora", False) is True
-        self._alphas = _patterns(f"{prefix}alpha_pattern", own.get("alpha_pattern"))
-        self._ranks = _patterns(f"{prefix}rank_pattern", own.get("rank_pattern"))
+        self._alphas = _patterns(f"{prefix}alpha_pattern", own.get("alpha_pattern"), _number)
+        self._ranks = _patterns(f"{prefix}rank_pattern", own.get("rank_pattern"), _rank)
 
     def scale(self, module: str, rank: int) -> float:
         # The configuration names text modules as the library that wrote it did: with this level or without.
@@ -110,10 +112,10 @@ def _usable(prefix: str, own: Mapping[str, Any]) -> None:
         )
 
 
-def _patterns(name: str, patterns: Any) -> "_Patterns":
+def _patterns(name: str, patterns: Any, number: Callable[[str, object], float]) -> "_Patterns":
     if not isinstance(patterns or {}, dict):
         raise ValueError(f"{name} is not a JSON object")
-    return _Patterns({key: _number(key, value) for key, value in (patterns or {}).items()})
+    return _Patterns({key: number(f"{name}: {clip(key)}", value) for key, value in (patterns or {}).items()})
 
 
 class _Patterns:
@@ -157,9 +159,17 @@ def _expression(pattern: str) -> re.Pattern[str]:
 
 
 def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name} is {str(value)[:40]}, expected a number")
+    """A number from JSON, where whole numbers may be larger than any float: so compared before converted."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_ALPHA:
+        raise ValueError(f"{name} is {str(value)[:40]}, expected a number up to {MAX_ALPHA:g}")
     return float(value)
+
+
+def _rank(name: str, value: object) -> float:
+    rank = _number(name, value)
+    if rank < 1:
+        raise ValueError(f"{name} is {str(value)[:40]}, expected a rank of 1 or more")
+    return rank
 
 
 def config_text(modules: Mapping[str, PeftModule]) -> str:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from difflora.adapter import Adapter
 from difflora.errors import AdapterError
-from difflora.formats.format import refusal
+from difflora.formats.format import ALPHA, refusal
+from difflora.formats.leaves import bounded
 from difflora.kinds import DoRA, Kind, LoRA, Replace
 
 
@@ -72,7 +73,7 @@ def _module(kinds: Sequence[Kind], *, whole: bool) -> PeftModule:
             raise AdapterError("is dora with the norms of input columns; PEFT has those of output rows")
         shape = (1, -1, 1, 1) if inner.down.ndim == 4 else (-1,)
         factors["lora_magnitude_vector"] = kind.magnitude.reshape(shape)
-    return PeftModule(inner.scale * inner.rank, factors, {})
+    return PeftModule(bounded(ALPHA, inner.scale * inner.rank), factors, {})
 
 
 def _uneven(modules: Mapping[str, PeftModule]) -> list[str]:

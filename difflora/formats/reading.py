@@ -168,7 +168,7 @@ def _plan(source: Source, formats: Sequence[type[Format]], family: Family | None
     try:
         parts = layout.parts(others, metadata)
         scale = layout.scale(metadata)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AdapterFileError(f"{source.where}: what it says of itself cannot be used: {error}") from error
     family = family or _detected(layout, parts, shapes, metadata)
     if family is None:

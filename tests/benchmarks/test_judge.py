@@ -9,7 +9,7 @@ from benchmarks import judge as judging
 from benchmarks.exam import lessons
 from benchmarks.judge import JudgeOptions, new_net, sight, spoil, trained_judge
 
-FEW = JudgeOptions(pictures=500, epochs=8, batch=32)
+FEW = JudgeOptions(pictures=320, epochs=6, batch=32)
 
 
 def test_the_network_is_small_and_its_weights_are_those_of_the_seed() -> None:

@@ -1,6 +1,7 @@
 """PEFT's folders mean what PEFT makes of them, and PEFT makes of ours what we mean."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from difflora.errors import AdapterFileError
 from difflora.formats import inspect, read, write
 from difflora.formats.container import read_tensors
 from difflora.kinds import LoKr, LoRA, Replace
+from difflora.library import Library
 from tests.kinds.samples import sample
 
 ATTENTION = "unet.mid_block.attentions.0.transformer_blocks.0.attn1"
@@ -216,6 +218,40 @@ def test_lokr_and_loha_of_peft_have_the_scale_of_the_configuration(tmp_path: Pat
         factor = 2.0 if name == "lokr_full" else 4.0  # of a scale of 1, and of one half
         assert torch.allclose(found.delta(), kind.delta() * factor)
         assert not isinstance(found, LoKr) or found.rank is not None or found.scale == 1.0
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"r": 0}, "unet.r is 0"),
+        ({"rank_pattern": {"to_q": 0}}, "unet.rank_pattern: to_q is 0"),
+        ({"r": -1, "use_rslora": True}, "unet.r is -1"),
+        ({"alpha": 10**400}, "unet.alpha is 1000"),
+        ({"alpha": 1e300}, "unet.alpha is 1e"),
+    ],
+)
+def test_a_whole_lokr_under_impossible_settings_is_refused(
+    tmp_path: Path, config: dict[str, object], expected: str
+) -> None:
+    """Its scale has no rank but that of the configuration."""
+    bad, good = tmp_path / "bad", tmp_path / "good"
+    kind = sample("lokr_full", (8, 6))
+    for folder, settings in ((bad, config), (good, {"r": 3})):
+        folder.mkdir()
+        save(folder, dict(kind.to_leaves()), peft_type="LOKR", **settings)
+    with pytest.raises(AdapterFileError, match=expected):
+        read(bad)
+    assert re.search(expected, inspect(bad).problem)
+    library = Library(tmp_path)
+    assert (tuple(library.entries), list(library.broken)) == (("good",), ["bad"])
+
+
+def test_a_deeply_nested_configuration_is_no_crash(tmp_path: Path) -> None:
+    save(tmp_path, dict(sample("lokr_full", (8, 6)).to_leaves()))
+    for depth in range(700, 1010, 5):
+        config = f'{{"kasa_config": {"[" * depth}1{"]" * depth}}}'
+        (tmp_path / "adapter_config.json").write_text(config, encoding="utf-8")
+        assert inspect(tmp_path).problem
 
 
 def save(folder: Path, leaves: dict[str, torch.Tensor], **config: object) -> None:

@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from difflora.adapter import Adapter, AdapterMeta
 from difflora.errors import AdapterFileError, ConfigError
-from difflora.formats import inspect, read
+from difflora.formats import inspect, read, write
 from difflora.formats.container import read_tensors, write_tensors
+from difflora.formats.leaves import MAX_ALPHA
 from difflora.formats.peft_config import METADATA_KEY
+from difflora.kinds import LoRA
 
 K = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 V = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_v"
@@ -252,6 +255,14 @@ def test_scales_of_peft_configurations(tmp_path: Path, config: dict[str, object]
         ({"alpha_pattern": {"(a+)+$": 1}}, "too involved"),
         ({"alpha_pattern": {"(": 1}}, "no regular expression"),
         ({"alpha_pattern": {f"x{n}|y": 1 for n in range(33)}}, "33 expressions"),
+        ({"lora_alpha": 10**400}, "unet.lora_alpha is 1000.*, expected a number up to 1e"),
+        ({"alpha_pattern": {"to_q": 10**400}}, "unet.alpha_pattern: to_q is 1000"),
+        ({"lora_alpha": 1e300}, r"unet.lora_alpha is 1e\+300, expected a number up to 1e"),
+        ({"alpha_pattern": {"to_q": -1e300}}, r"unet.alpha_pattern: to_q is -1e\+300"),
+        ({"r": -1, "use_rslora": True}, "unet.r is -1, expected a rank of 1 or more"),
+        ({"r": 0}, "unet.r is 0, expected a rank"),
+        ({"rank_pattern": {"to_q": 0}}, "unet.rank_pattern: to_q is 0, expected a rank"),
+        ({"r": 10**400}, "unet.r is 1000"),
     ],
 )
 def test_configurations_that_cannot_be_trusted_are_refused(
@@ -261,6 +272,34 @@ def test_configurations_that_cannot_be_trusted_are_refused(
     with pytest.raises(AdapterFileError, match=expected):
         read(tmp_path / "a.safetensors")
     assert not inspect(tmp_path / "a.safetensors").ok
+
+
+def test_a_deeply_nested_setting_is_no_crash(tmp_path: Path) -> None:
+    """Wherever the stack runs out: while it is parsed, or while it is quoted."""
+    path = tmp_path / "a.safetensors"
+    tensors = {f"{D}.lora_A.weight": torch.ones(4, 8), f"{D}.lora_B.weight": torch.ones(8, 4)}
+    for depth in range(700, 1010, 5):
+        config = f'{{"unet.kasa_config": {"[" * depth}1{"]" * depth}}}'
+        write_tensors(path, tensors, {METADATA_KEY: config})
+        assert "what it says of itself cannot be used" in inspect(path).problem
+
+
+@pytest.mark.parametrize("layout", ["kohya", "diffusers", "peft"])
+@pytest.mark.parametrize("scale", [1e9, -1e9, 1e300, float("nan")])
+def test_what_reading_would_refuse_is_not_written(tmp_path: Path, layout: str, scale: float) -> None:
+    lora = LoRA(torch.ones(2, 8), torch.ones(8, 2), scale=scale)
+    with pytest.raises(AdapterFileError, match=f"{D}: alpha is .*, expected a number up to 1e"):
+        write(Adapter({D: (lora,)}, AdapterMeta("n", "sd1")), tmp_path / "out", format=layout)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("layout", ["kohya", "diffusers", "peft"])
+def test_the_largest_alpha_that_is_written_is_read(tmp_path: Path, layout: str) -> None:
+    lora = LoRA(torch.ones(2, 8), torch.ones(8, 2), scale=MAX_ALPHA / 2)
+    path = tmp_path / "out.safetensors"
+    write(Adapter({D: (lora,)}, AdapterMeta("n", "sd1")), path, format=layout)
+    assert inspect(path).ok
+    assert read(path).modules[D][0].tensors()["scale"] == MAX_ALPHA / 2
 
 
 def test_a_configuration_that_is_no_json_is_refused(tmp_path: Path, fixtures: Path) -> None:
