@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from PIL import Image
 import difflora.cli
 from difflora import Adapter, AdapterMeta, Model, Stack, fits, load, read, write
 from difflora.kinds import LoRA
+from tests.commandline import Cli, verbs
 
 SHAPES = str(Path(__file__).parents[1] / "sample_data" / "shapes-sd")
 PATHS = (
@@ -24,33 +24,10 @@ PATHS = (
 )
 
 
-@dataclass(frozen=True)
-class Said:
-    """What a command returned and printed."""
-
-    code: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Said]
-
-
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Runs one verb in this process, as `difflora ...` does after its set-up."""
-
-    def run(*words: str | Path) -> Said:
-        capsys.readouterr()
-        try:
-            code = difflora.cli._dispatch([str(word) for word in words])
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        printed = capsys.readouterr()
-        return Said(code, printed.out, printed.err)
-
     monkeypatch.setattr(sys, "argv", ["difflora"])
-    return run
+    return verbs(capsys)
 
 
 def random_adapter(model: Model, name: str, *, rank: int, seed: int, paths: Sequence[str] = PATHS) -> Adapter:

@@ -67,7 +67,7 @@ def _model(flags: Flags) -> int:
 
 def _file(flags: Flags, path: Path) -> int:
     from difflora.commands.show_adapter import adapter_document, adapter_lines, fit_lines, profile_lines
-    from difflora.formats import inspect
+    from difflora.formats import inspect, read
 
     report = inspect(path)
     if not report.format:
@@ -79,11 +79,11 @@ def _file(flags: Flags, path: Path) -> int:
         print_json(adapter_document(report, base=flags.base_model))
         return 0 if report.ok else 1
     _print(adapter_lines(report, with_metadata=flags.metadata))
-    if report.ok:
-        _print(profile_lines(path, flags.base_model))
-    if flags.base_model is not None and report.ok:
-        return _print(fit_lines(path, flags.base_model))
-    return 0 if report.ok else 1
+    if not report.ok:
+        return 1
+    adapter = read(path)
+    _print(profile_lines(adapter, flags.base_model))
+    return 0 if flags.base_model is None else _print(fit_lines(adapter, flags.base_model))
 
 
 def _model_lines(flags: Flags) -> list[str]:

@@ -104,12 +104,11 @@ def adapter_document(report: FileReport, *, base: str | None) -> dict[str, Any]:
     }
 
 
-def profile_lines(path: Path, base: str | None) -> list[str]:
-    """‖ΔW‖ by block, and how many terms hold most of it. Raises AdapterFileError; FitError with a base."""
+def profile_lines(adapter: Adapter, base: str | None) -> list[str]:
+    """‖ΔW‖ by block, and how many terms hold most of it. Raises FitError if it does not fit `base`."""
     from difflora.algebra import profile
     from difflora.commands.results import base_of
 
-    adapter = read(path)
     lines = [f"  {name:12}{value}" for name, value in _strength(adapter).items()]
     found = profile(adapter, base=base_of(base))
     if not found.modules and not found.unknown:
@@ -156,13 +155,13 @@ def _strength(adapter: Adapter) -> dict[str, str]:
     return facts
 
 
-def fit_lines(path: Path, base: str) -> list[str]:
+def fit_lines(adapter: Adapter, base: str) -> list[str]:
     """Whether the adapter fits a base. Raises FitError naming every module that does not."""
     from difflora.commands.show_model import outline
     from difflora.fit import fits
 
     model = outline(base)
-    report = fits(read(path), model)
+    report = fits(adapter, model)
     report.require()
     return [f"  fits        {model.facts.name}: all {len(report.matched)} modules"]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from difflora.errors import LibraryError
 from difflora.families import FAMILIES
+from difflora.formats.peft import CONFIG, TENSORS
 from difflora.library.notes import CIVITAI, SUFFIX, USER, stem_of
 
 PREVIEW_SUFFIXES = tuple(
     f"{middle}.{kind}" for middle in ("", ".preview") for kind in ("png", "jpg", "jpeg", "webp", "gif")
 )
-_CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"  # of a PEFT folder
 _COMPONENTS = {component.name for family in FAMILIES for component in family.components}
 
 
@@ -92,7 +92,7 @@ def _walk(root: Path) -> Iterator[tuple[Path, Found | str]]:
                 yield path, f"is a link out of the folder, to {target}: it is not followed."
             elif is_folder and not entry.is_symlink():
                 subfolders.append(path)
-            elif not is_folder and not (name == _TENSORS and _CONFIG in here and folder != root):
+            elif not is_folder and not (name == TENSORS and CONFIG in here and folder != root):
                 yield path, _file(path, entry, here)
         for path, parts in _peft(folder, subfolders).items():
             yield path, _joined(path, parts, here)
@@ -102,19 +102,19 @@ def _walk(root: Path) -> Iterator[tuple[Path, Found | str]]:
 
 def _peft(folder: Path, subfolders: list[Path]) -> dict[Path, list[Path]]:
     """PEFT adapter -> the folders that it consists of, among these subfolders."""
-    configured = [path for path in subfolders if (path / _CONFIG).is_file() and (path / _TENSORS).is_file()]
+    configured = [path for path in subfolders if (path / CONFIG).is_file() and (path / TENSORS).is_file()]
     split = {
         path: parts
         for path in subfolders
         if path not in configured
-        and (parts := [path / name for name in sorted(_COMPONENTS) if (path / name / _CONFIG).is_file()])
+        and (parts := [path / name for name in sorted(_COMPONENTS) if (path / name / CONFIG).is_file()])
     }
     return {path: [path] for path in configured} | split
 
 
 def _joined(path: Path, parts: list[Path], beside: Mapping[str, os.DirEntry[str]]) -> Found | str:
     try:
-        states = [(part / name).stat() for part in parts for name in (_CONFIG, _TENSORS)]
+        states = [(part / name).stat() for part in parts for name in (CONFIG, TENSORS)]
     except OSError as error:
         return f"cannot be looked at: {error.strerror}"
     stamp = Stamp(sum(one.st_size for one in states), max(one.st_mtime_ns for one in states))

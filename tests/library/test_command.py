@@ -4,48 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-import difflora.cli
 from difflora import Adapter, AdapterMeta, write
 from difflora.kinds import LoRA
+from tests.commandline import Cli, verbs
 
 PATH = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 
 
-@dataclass(frozen=True)
-class Said:
-    """What a command returned and printed."""
-
-    code: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Said]
-
-
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Runs one verb in this process, as `difflora ...` does after its set-up."""
-
-    def run(*words: str | Path) -> Said:
-        capsys.readouterr()
-        try:
-            code = difflora.cli._dispatch([str(word) for word in words])
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        printed = capsys.readouterr()
-        return Said(code, printed.out, printed.err)
-
     monkeypatch.setattr(sys, "argv", ["difflora"])
     monkeypatch.setenv("COLUMNS", "160")
-    return run
+    return verbs(capsys)
 
 
 @pytest.fixture

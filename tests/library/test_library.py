@@ -3,34 +3,14 @@
 import os
 
 import pytest
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from difflora.adapter import Adapter, AdapterMeta, Weight, same
+from difflora.adapter import Weight, same
 from difflora.errors import AdapterFileError, LibraryError, PromptError
 from difflora.formats import hashes, write
-from difflora.kinds import LoRA
 from difflora.library import Library, resolve, shelf
-
-PATH = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-
-
-def adapter(seed):
-    generator = torch.Generator().manual_seed(seed)
-    down, up = torch.randn(2, 320, generator=generator), torch.randn(320, 2, generator=generator)
-    return Adapter({PATH: (LoRA(down=down, up=up, scale=1.0),)}, AdapterMeta(name="shown", family="sd1"))
-
-
-@pytest.fixture
-def folder(tmp_path):
-    root = tmp_path / "adapters"
-    for number, name in enumerate(("halftone", "neon", "a/robot", "b/robot", "b/deep/mosaic v1.2")):
-        path = root / f"{name}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(adapter(number), path)
-    (root / "notes.txt").write_text("not an adapter")
-    return root
+from tests.library.scenes import adapter
 
 
 def test_names_are_paths_below_the_folder(folder):

@@ -4,33 +4,13 @@ import os
 import time
 
 import pytest
-import torch
 
-from difflora.adapter import Adapter, AdapterMeta, same
+from difflora.adapter import same
 from difflora.errors import LibraryError
 from difflora.formats import hashes, inspect, write
-from difflora.kinds import LoRA
 from difflora.library import Library, shelf
 from difflora.library import entry as entry_module
-
-PATH = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-
-
-def adapter(seed):
-    generator = torch.Generator().manual_seed(seed)
-    down, up = torch.randn(2, 320, generator=generator), torch.randn(320, 2, generator=generator)
-    return Adapter({PATH: (LoRA(down=down, up=up, scale=1.0),)}, AdapterMeta(name="shown", family="sd1"))
-
-
-@pytest.fixture
-def folder(tmp_path):
-    root = tmp_path / "adapters"
-    for number, name in enumerate(("halftone", "neon", "a/robot", "b/robot", "b/deep/mosaic v1.2")):
-        path = root / f"{name}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(adapter(number), path)
-    (root / "notes.txt").write_text("not an adapter")
-    return root
+from tests.library.scenes import adapter
 
 
 def looked_at(monkeypatch):
