@@ -18,9 +18,8 @@ Heights = Sequence[int]
 def join(parts: Parts[Kind], heights: Heights) -> Kind:
     """The one change of a fused module whose parts, from top to bottom, are changed by `parts`.
 
-    `heights` are the rows of each part; None stands for a part that is not changed. No number is rounded,
-    except where LoRAs or LoHas of different scale meet: one scale is kept and the ratio to it multiplied in
-    as float32.
+    `heights` are the rows of each part; None stands for a part that is not changed. No number is rounded, so
+    LoRAs or LoHas of different scale cannot be joined.
 
     - LoRA and LoHa of one `down`: their `up` above each other. Of several: all `down` above each other, and
       `up` block-diagonal, so that the rank is the sum of theirs.
@@ -48,9 +47,9 @@ def _lora(parts: Parts[LoRA], heights: Heights) -> LoRA:
     if not shared and any(part.mid is not None for part in present):
         raise AdapterError("lora in Tucker form cannot be joined: the parts have kernels of their own")
     scale = _scale(present)
-    biases = [None if part is None else _times(part.bias, part.scale, scale) for part in parts]
+    biases = [None if part is None else part.bias for part in parts]
     bias = _above(biases, heights) if any(one is not None for one in biases) else None
-    ups = [None if part is None else _times(part.up, part.scale, scale) for part in parts]
+    ups = [None if part is None else part.up for part in parts]
     if shared:
         return LoRA(first.down, _above(ups, heights), scale, first.mid, bias)
     downs = _stacked([part.down.flatten(1) for part in present])
@@ -60,7 +59,7 @@ def _lora(parts: Parts[LoRA], heights: Heights) -> LoRA:
 def _loha(parts: Parts[LoHa], heights: Heights) -> LoHa:
     present = [part for part in parts if part is not None]
     first, scale = present[0], _scale(present)
-    ups1 = [None if part is None else _times(part.w1_a, part.scale, scale) for part in parts]
+    ups1 = [None if part is None else part.w1_a for part in parts]
     ups2 = [None if part is None else part.w2_a for part in parts]
     if any(part.t1 is not None for part in present):
         raise AdapterError("loha in Tucker form cannot be joined: only convolutions have it")
@@ -203,13 +202,12 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
 
 
 def _scale(present: Sequence[LoRA] | Sequence[LoHa]) -> float:
-    """The scale that is kept: the first that is not zero."""
-    return next((part.scale for part in present if part.scale != 0.0), 0.0)
-
-
-def _times(factor: Tensor | None, own: float, kept: float) -> Tensor | None:
-    """A factor as it must be under the scale `kept`."""
-    return factor if factor is None or own == kept else factor.float() * (own / kept)
+    """The scale of all parts. Raises AdapterError if they differ."""
+    scales = sorted({part.scale for part in present})
+    if len(scales) > 1:
+        shown = ", ".join(f"{scale:g}" for scale in scales)
+        raise AdapterError(f"{present[0].name} cannot be joined: the parts have the scales {shown}")
+    return scales[0]
 
 
 def _dtype(tensors: Sequence[Tensor]) -> torch.dtype:

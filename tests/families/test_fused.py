@@ -227,6 +227,7 @@ def test_separate_kinds_are_joined_and_come_back(kind_name: str) -> None:
         ([sample("lokr", (H, H)), sample("lokr", (H, H), seed=1)], "lokr cannot be joined"),
         ([sample("glora", (H, H)), sample("glora", (H, H), seed=1)], "glora cannot be joined"),
         ([sample("replace", (H, H)), sample("replace_bias", (H, H))], "replace cannot be joined"),
+        ([lora(H), lora(H, scale=0.25)], r"lora cannot be joined: the parts have the scales 0\.25, 0\.5"),
         ([None, None], "nothing cannot be one change"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
