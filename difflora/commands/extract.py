@@ -11,13 +11,9 @@ import tyro
 
 from difflora.commands.flags import parse
 from difflora.commands.results import (
-    print_json,
-    report_document,
-    report_rows,
+    conclude,
     require_free,
     save,
-    show_facts,
-    written_rows,
 )
 
 ABOUT = """Writes the adapter that turns one model into another, as nearly as its rank allows.
@@ -72,9 +68,4 @@ def run(words: Sequence[str]) -> int:
     written, document = save(
         adapter, flags.output, layout=flags.format, dtype=flags.dtype, overwrite=flags.overwrite
     )
-    facts = report_document(report)
-    if flags.json:
-        print_json(document | {"report": facts})
-    else:
-        show_facts(f"{written.path}", {**report_rows(facts), **written_rows(written)})
-    return 0
+    return conclude(written, document, report, as_json=flags.json)

@@ -13,14 +13,10 @@ import tyro
 from difflora.commands.flags import parse, usage_error
 from difflora.commands.results import (
     base_of,
-    print_json,
-    report_document,
-    report_rows,
+    conclude,
     require_free,
     save,
-    show_facts,
     stack_of,
-    written_rows,
 )
 from difflora.errors import ConfigError
 
@@ -87,16 +83,9 @@ def run(words: Sequence[str]) -> int:
     written, document = save(
         merged, flags.output, layout=flags.format, dtype=flags.dtype, overwrite=flags.overwrite
     )
-    facts = report_document(report)
-    if flags.json:
-        print_json(document | {"method": flags.method, "report": facts})
-        return 0
     sources = ", ".join(f"{weight.unet:g} × {adapter.meta.name}" for adapter, weight in stack)
-    show_facts(
-        f"{written.path}",
-        {"method": flags.method, "of": sources, **report_rows(facts), **written_rows(written)},
-    )
-    return 0
+    facts = {"method": flags.method, "of": sources}
+    return conclude(written, document, report, as_json=flags.json, facts=facts)
 
 
 def _factor(text: str) -> tuple[str, float]:

@@ -12,14 +12,10 @@ import tyro
 from difflora.commands.flags import parse
 from difflora.commands.results import (
     base_of,
-    print_json,
-    report_document,
-    report_rows,
+    conclude,
     require_free,
     save,
-    show_facts,
     stack_of,
-    written_rows,
 )
 
 ABOUT = """Writes the best adapter of a lower rank, module by module, and says what was lost.
@@ -71,9 +67,4 @@ def run(words: Sequence[str]) -> int:
     written, document = save(
         resized, flags.output, layout=flags.format, dtype=flags.dtype, overwrite=flags.overwrite
     )
-    facts = report_document(report)
-    if flags.json:
-        print_json(document | {"report": facts})
-    else:
-        show_facts(f"{written.path}", {**report_rows(facts), **written_rows(written)})
-    return 0
+    return conclude(written, document, report, as_json=flags.json)

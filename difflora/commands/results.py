@@ -6,6 +6,7 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -110,6 +111,22 @@ def report_rows(document: Mapping[str, Any]) -> dict[str, str]:
         rows["ΔW of the base"] = f"{share['median']:.3%} a module (median), {share['largest']:.3%} at most"
     rows |= {f"left out: {name}": reason for name, reason in document["left_out"].items()}
     return rows
+
+
+def conclude(
+    written: WrittenFile,
+    document: Mapping[str, Any],
+    report: Report,
+    *,
+    as_json: bool,
+    facts: Mapping[str, str] = MappingProxyType({}),
+) -> int:
+    """Says what was written and what was lost, `facts` first; returns the exit code 0."""
+    lost = report_document(report)
+    if as_json:
+        return print_json({**document, **facts, "report": lost})
+    show_facts(f"{written.path}", {**facts, **report_rows(lost), **written_rows(written)})
+    return 0
 
 
 def print_json(document: Mapping[str, Any]) -> int:
