@@ -36,7 +36,10 @@ _LEFT_OUT = frozenset(
 )
 _CONDITIONED = (".attn2.to_k", ".attn2.to_v")
 _CARRIED = ("ss_", "modelspec.")
-_ABSOLUTE_PATH = re.compile(r"""(?:^|[\s"'=,(\[])(?:/[^/\s"']+/|[A-Za-z]:[\\/]|\\\\|~/)""")
+# A path goes on after its first folder, drive or host, where the faces among tags, such as \m/, end.
+_ABSOLUTE_PATH = re.compile(
+    r"""(?:^|[\s"'=,(\[])(?:/[^/\\\s"']+/|[A-Za-z]:[\\/]+|\\{2,}[\w.-]+\\+|~/)[\w.]"""
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +144,27 @@ def _carried(training: Metadata) -> dict[str, str]:
             kept[key] = value
         elif key.startswith(_CARRIED) and key not in _LEFT_OUT and key != THUMBNAIL:
             scrubbed = _private_path(value)
-            if not _ABSOLUTE_PATH.search(scrubbed):
+            if not any(_ABSOLUTE_PATH.search(text) for text in _texts(scrubbed)):
                 kept[key] = scrubbed
     return kept
+
+
+def _texts(value: str) -> list[str]:
+    """Every text in a value that is JSON, names among them, as it reads without escapes; else the value."""
+    try:
+        left = [json.loads(value, object_pairs_hook=list)]  # as pairs, since a name may be there twice
+    except (ValueError, RecursionError):
+        return [value]
+    texts: list[str] = []
+    while left:
+        match left.pop():
+            case str() as text:
+                texts.append(text)
+            case list() | tuple() as items:
+                left += items
+            case _:
+                pass
+    return texts
 
 
 def _private_path(value: str) -> str:

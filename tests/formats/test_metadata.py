@@ -127,6 +127,57 @@ def test_facts_of_training_stay_and_those_of_the_machine_do_not(tmp_path: Path) 
     assert found["modelspec.title"] == "cat"
 
 
+TAGS = ("\\m/", ":\\ face", "\\\\ face", "/o/", "/\\/\\/\\", "\\\\o//", "d:/", "D:\\", "c:\\ face", "~/~",
+        "miku \\(vocaloid\\)", "fate/grand order", "24/7, and/or", "https://example.org/a/b")  # fmt: skip
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_tags_that_look_like_paths_stay(tmp_path: Path, tag: str) -> None:
+    frequency = json.dumps({"10_cat": {tag: 3, f"a cat, {tag}": 1}})
+    meta = AdapterMeta("n", "sd1", training={"ss_tag_frequency": frequency, "ss_training_comment": tag})
+    found = written(tmp_path, Adapter({TO_K: (linear(),)}, meta))
+    assert (found["ss_tag_frequency"], found["ss_training_comment"]) == (frequency, tag)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/home/me",
+        "/mnt/my disk/cats",
+        "C:\\Users\\me",
+        "d:/cats",
+        "\\\\server\\me",
+        "~/cats",
+        "in /home/me/cats",
+    ],
+)
+@pytest.mark.parametrize(
+    "value",
+    [
+        '{{"10_cat": {{{0}: 3}}}}',
+        '{{{0}: {{"cat": 1}}}}',
+        '[[{0}], "cat"]',
+        '{{"a": {0}, "a": 1}}',
+        "{{'a': {0}",
+    ],
+    ids=["tag", "folder", "list", "hidden-by-a-second", "no-json"],
+)
+def test_paths_inside_a_value_keep_it_out(tmp_path: Path, path: str, value: str) -> None:
+    meta = AdapterMeta("n", "sd1", training={"ss_tag_frequency": value.format(json.dumps(path))})
+    assert "ss_tag_frequency" not in written(tmp_path, Adapter({TO_K: (linear(),)}, meta))
+
+
+def test_values_that_are_not_what_they_look_like_are_no_crash(tmp_path: Path) -> None:
+    training = {
+        "ss_deep": "[" * 100_000,
+        "ss_escaped": '["\\/home\\/me"]',
+        "ss_number": "9" * 5000,
+        "ss_a": "[1]",
+    }
+    found = written(tmp_path, Adapter({TO_K: (linear(),)}, AdapterMeta("n", "sd1", training=training)))
+    assert found.keys() & training.keys() == {"ss_deep", "ss_number", "ss_a"}
+
+
 def test_reading_keeps_all_the_file_says(fixtures: Path) -> None:
     path = fixtures / "adapters" / "kohya_sd15_lora.safetensors"
     meta = read(path).meta
