@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from difflora.adapter import Stack
-from difflora.apply.attach import Attached, Forward, attach
+from difflora.apply.attach import Attached, Forward, attach, detached
 from difflora.apply.live import DENSE_LIMIT, Live
 from difflora.apply.merged import Merged
 from difflora.apply.mix import Mix
@@ -34,6 +34,7 @@ __all__ = [
     "applied",
     "attach",
     "default_mode",
+    "detached",
 ]
 
 Mode = Literal["merged", "live"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -36,3 +37,16 @@ def attach(module: nn.Module, forward: Forward) -> Attached:
     previous = module.__dict__.get("forward")
     module.forward = forward
     return Attached(module, previous)
+
+
+@contextmanager
+def detached(attachments: Sequence[Attached]) -> Iterator[None]:
+    """The modules without these attachments, the last of each, for the length of a `with` block."""
+    forwards = [attachment.module.forward for attachment in attachments]
+    for attachment in attachments:
+        attachment.detach()
+    try:
+        yield
+    finally:
+        for attachment, forward in zip(attachments, forwards, strict=True):
+            attachment.module.forward = forward

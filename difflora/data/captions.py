@@ -45,6 +45,12 @@ def with_trigger(caption: str, trigger: str) -> str:
     return f"{trigger}, {caption}" if caption else trigger
 
 
+def without_trigger(caption: str, trigger: str, instead: str = "") -> str:
+    """The caption with `instead` for every trigger, in any case, and no comma or space left over."""
+    said = re.sub(rf"(?<!\w){re.escape(trigger)}(?!\w)", lambda _: instead, caption, flags=re.IGNORECASE)
+    return ", ".join(words for part in said.split(",") if (words := " ".join(part.split())))
+
+
 def read_caption(path: Path) -> str:
     """The text of a caption file (UTF-8, with or without byte-order mark), white space made single.
 

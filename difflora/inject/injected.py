@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from difflora.adapter import Adapter, AdapterMeta
-from difflora.apply import Attached, attach
+from difflora.apply import Attached, attach, detached
 from difflora.errors import CheckpointError, listing
 from difflora.inject.arena import Arena
 from difflora.inject.options import NetworkOptions
@@ -30,10 +30,15 @@ class Injected:
     factors: tuple[Trainable, ...]
     unet: Arena | None
     text: Arena | None
+    attached: tuple[Attached, ...]
 
     def arenas(self) -> tuple[Arena, ...]:
         """The storages in use."""
         return tuple(arena for arena in (self.unet, self.text) if arena is not None)
+
+    def off(self) -> AbstractContextManager[None]:
+        """A `with` block in which the model is the base alone."""
+        return detached(self.attached)
 
     def collect(self, meta: AdapterMeta, *, dtype: torch.dtype = torch.float32) -> Adapter:
         """A copy of the factors as an Adapter, on the CPU, in `dtype`."""
@@ -88,8 +93,9 @@ def injected(model: Model, options: NetworkOptions, *, seed: int) -> Iterator[In
     try:
         for factor in factors:
             attached.append(attach(factor.layer.module, factor.forward()))
+        learning = tuple(attached)
         attached += _lean(model, layers)
-        yield Injected(factors, arenas.get("unet"), arenas.get("text"))
+        yield Injected(factors, arenas.get("unet"), arenas.get("text"), learning)
     finally:
         for attachment in reversed(attached):
             attachment.detach()

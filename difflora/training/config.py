@@ -97,6 +97,10 @@ class TrainConfig(
             raise ValueError("give the length of the training as either steps or epochs")
         if not (self.train_unet or self.train_text_encoder):
             raise ValueError("train_unet and train_text_encoder are both off: nothing would be trained")
+        if self.preservation and not self.trigger:
+            raise ValueError("preservation needs a trigger: the words without which the base stays as it is")
+        if self.preservation_class and not self.preservation:
+            raise ValueError("preservation_class has no effect without preservation")
         return self
 
 

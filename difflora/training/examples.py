@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from difflora.data.buckets import Bucket, Buckets, crop_origin
 from difflora.data.cache import LatentCache, Moments, TextCache
-from difflora.data.captions import caption_for, with_trigger
+from difflora.data.captions import caption_for, with_trigger, without_trigger
 from difflora.data.dataset import Dataset
 from difflora.data.plan import Batch, Sample, batches_per_epoch, epoch_batches, flipped
-from difflora.draws import normal
+from difflora.draws import normal, uniform
 from difflora.encode import TextConditioning, encode, encode_tokens, token_chunks
 from difflora.families.model import Model, digest
 from difflora.prompts import Segment
@@ -26,11 +26,14 @@ class Inputs:
 
     `latents` (B, 4, h, w) float32 on the CPU, scaled as the UNet takes them; `text` on the device; `time_ids`
     (B, 6) float32, SDXL's sizes and crops: original height and width, crop top and left, height and width.
+    `preserved` are the rows whose target is what the base predicts, `captions` what every row is told.
     """
 
     latents: Tensor
     text: TextConditioning
     time_ids: Tensor
+    captions: Sequence[str]
+    preserved: Sequence[int]
 
 
 class Examples:
@@ -65,9 +68,16 @@ class Examples:
             for sample, row in zip(samples, rows, strict=True)
         ]
         time_ids = [_time_ids(self.dataset.items[sample.item_index].size, batch.bucket) for sample in samples]
+        preserved = [place for place, row in enumerate(rows) if self._is_preserved(number, row)]
         captions = [self._caption(sample, epoch) for sample in samples]
+        for place in preserved:
+            captions[place] = _untriggered(captions[place], self.config)
         return Inputs(
-            torch.stack(latents), self._condition(captions), torch.tensor(time_ids, dtype=torch.float32)
+            torch.stack(latents),
+            self.condition(captions),
+            torch.tensor(time_ids, dtype=torch.float32),
+            captions,
+            preserved,
         )
 
     def prepare(self) -> None:
@@ -77,7 +87,7 @@ class Examples:
                 for flip in (False, True) if self.config.flip else (False,):
                     self._latents.get(item, bucket, flip=flip)
         if self._texts is not None:
-            for caption in {"", *_captions(self.config, self.dataset)}:
+            for caption in _captions(self.config, self.dataset):
                 self._texts.get(caption)
 
     @property
@@ -117,7 +127,12 @@ class Examples:
         item = self.dataset.items[sample.item_index]
         return caption_for(item, self.config, seed=self.config.seed, epoch=epoch, sample=sample)
 
-    def _condition(self, captions: list[str]) -> TextConditioning:
+    def _is_preserved(self, number: int, row: int) -> bool:
+        share = self.config.preservation
+        return share > 0 and uniform(self.config.seed, "preservation", number, row) < share
+
+    def condition(self, captions: Sequence[str]) -> TextConditioning:
+        """The text conditions of captions, by the text encoders as they are now where those are trained."""
         if self._texts is None:
             tokens = token_chunks(
                 self.model, [[Segment(caption)] for caption in captions], chunks=self._chunks
@@ -150,8 +165,14 @@ class Examples:
         return " ".join(f"{digest(part)} {next(part.parameters()).dtype} {device}" for part in parts)
 
 
-def _captions(config: TrainConfig, dataset: Dataset) -> list[str]:
-    return [with_trigger(item.caption, config.trigger) for item in dataset.items]
+def _captions(config: TrainConfig, dataset: Dataset) -> set[str]:
+    """All that a sample can be told, but for the order of its tags."""
+    captions = {"", *(with_trigger(item.caption, config.trigger) for item in dataset.items)}
+    return captions | {_untriggered(caption, config) for caption in captions if config.preservation}
+
+
+def _untriggered(caption: str, config: TrainConfig) -> str:
+    return without_trigger(caption, config.trigger, config.preservation_class)
 
 
 def _chunks(config: TrainConfig, dataset: Dataset, model: Model) -> int:

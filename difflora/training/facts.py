@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 from difflora.adapter import AdapterMeta
+from difflora.data.captions import with_trigger
 from difflora.data.dataset import Dataset
 from difflora.families.model import Model
 from difflora.training.config import TrainConfig
@@ -63,9 +64,8 @@ def _base(config: TrainConfig, model: Model) -> dict[str, str]:
 def _data(config: TrainConfig, dataset: Dataset) -> dict[str, str]:
     tags: Counter[str] = Counter()
     for item in dataset.items:
-        tags.update(tag.strip() for tag in item.caption.split(",") if tag.strip())
-    if config.trigger:
-        tags[config.trigger] += len(dataset.items)
+        caption = with_trigger(item.caption, config.trigger)
+        tags.update(tag.strip() for tag in caption.split(",") if tag.strip())
     return {
         "ss_num_train_images": str(sum(dataset.repeats)),
         "ss_batch_size_per_device": str(config.batch_size),

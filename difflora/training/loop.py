@@ -134,6 +134,7 @@ def _backward(run: Run, batch: int, images: int) -> torch.Tensor:
         return torch.zeros((), device=run.machine.device)
     inputs = run.examples.load(batch, rows)
     noised = draw(inputs.latents, run.diffusion, run.config, seed=run.config.seed, batch=batch, rows=rows)
+    noised = run.with_preserved(noised, inputs)
     prediction = run.predict(noised, inputs)
     device = prediction.device
     loss = weighted_error(prediction, noised.target.to(device), noised.weights.to(device)) / images

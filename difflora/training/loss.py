@@ -25,6 +25,19 @@ class LossOptions(BaseModel):
         le=1,
         description="Adds this much noise that is constant over an image: helps very dark or bright looks.",
     )
+    preservation: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of samples that keep the base as it is: their captions lose the trigger, and "
+        "their target is what the base itself predicts. Without it an adapter changes pictures that do not "
+        "name it, too.",
+    )
+    preservation_class: str = Field(
+        "",
+        description="What stands in such captions in the place of the trigger: what a subject is, such as "
+        "'dog'. By default nothing.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -66,6 +66,28 @@ class Run:
             inputs.text.hidden.to(dtype),
             added_cond_kwargs=added,
         ).sample
+
+    @torch.no_grad()
+    def with_preserved(self, noised: Noised, inputs: Inputs) -> Noised:
+        """The batch with the base's own prediction as the target of its preserved rows.
+
+        Source: ostris 2025, ai-toolkit's differential output preservation.
+        """
+        rows = list(inputs.preserved)
+        if not rows:
+            return noised
+        with self.injected.off():
+            alike = replace(
+                inputs,
+                text=self.examples.condition([inputs.captions[row] for row in rows]),
+                time_ids=inputs.time_ids[rows],
+            )
+            base = self.predict(
+                replace(noised, noisy=noised.noisy[rows], timesteps=noised.timesteps[rows]), alike
+            )
+        target = noised.target.clone()
+        target[rows] = base.to(target)
+        return replace(noised, target=target)
 
     def checkpoint(self, step: int) -> Path | None:
         """Saves the state after `step` steps; returns the folder, or None on processes that do not write."""

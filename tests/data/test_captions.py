@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from difflora.data.captions import caption_for, with_trigger
+from difflora.data.captions import caption_for, with_trigger, without_trigger
 from difflora.data.dataset import Item
 from difflora.data.options import DataOptions
 from difflora.data.plan import Sample
@@ -38,6 +38,29 @@ def test_trigger(caption, trigger, expected):
     assert with_trigger(caption, trigger) == expected
     assert with_trigger(expected, trigger) == expected
     assert spoken(caption, trigger=trigger) == expected
+
+
+@pytest.mark.parametrize(
+    ("caption", "trigger", "instead", "expected"),
+    [
+        ("ohwx, a hat", "ohwx", "", "a hat"),
+        ("a hat, ink style", "ink style", "", "a hat"),
+        ("a hat, INK style, old", "ink style", "", "a hat, old"),
+        ("photo of ohwx man", "ohwx", "", "photo of man"),
+        ("photo of ohwx man", "ohwx man", "man", "photo of man"),
+        ("ohwx", "ohwx", "", ""),
+        ("a category", "cat", "dog", "a category"),
+        ("a cat and a cat", "cat", r"\1", r"a \1 and a \1"),
+    ],
+)
+def test_a_caption_without_its_trigger(caption, trigger, instead, expected):
+    assert without_trigger(caption, trigger, instead) == expected
+
+
+@given(st.sampled_from([TAGS, "", "a hat, with ohwx", "OHWX"]))
+def test_what_has_lost_its_trigger_does_not_have_it_again(caption):
+    lost = without_trigger(with_trigger(caption, "ohwx"), "ohwx")
+    assert "ohwx" not in lost.lower() and without_trigger(lost, "ohwx") == lost
 
 
 def test_without_options_a_caption_is_itself():

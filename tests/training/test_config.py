@@ -46,6 +46,13 @@ def test_all_wrong_fields_are_named_at_once(shapes_folder: Path) -> None:
         assert part in text
 
 
+def test_what_is_preserved_is_told_by_a_trigger(shapes_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="preservation needs a trigger"):
+        configure(given(shapes_folder, preset="style", preservation=0.2))
+    with pytest.raises(ConfigError, match="preservation_class has no effect"):
+        configure(given(shapes_folder, preset="style", trigger="ohwx", preservation_class="dog"))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

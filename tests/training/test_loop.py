@@ -75,6 +75,7 @@ def test_the_same_run_gives_the_same_bytes_and_another_seed_does_not(small, tmp_
         {"accumulation": 2, "flip": True, "shuffle_tags": True, "caption_dropout": 0.3, "schedule": "linear"},
         {"train_text_encoder": True, "precision": "bf16", "min_snr_gamma": 5.0, "noise_offset": 0.1},
         {"cache_latents": "disk", "epochs": 3.0, "steps": None, "gradient_checkpointing": True},
+        {"trigger": "halftone style", "preservation": 0.5, "train_text_encoder": True},
     ],
 )
 def test_a_run_interrupted_anywhere_gives_the_same_bytes(small, tmp_path: Path, options: dict) -> None:
