@@ -16,7 +16,7 @@ from train_scripts.shapes.architecture import EDGE
 from train_scripts.shapes.characters import random_robot
 from train_scripts.shapes.pictures import sheet, to_images, to_tensor
 from train_scripts.shapes.styles import STYLES
-from train_scripts.shapes.trainee import Rate, Trainee, generator, named
+from train_scripts.shapes.trainee import Rate, Trainee, generator, hidden_matrices, named
 from train_scripts.shapes.world import COLOURS, random_scene
 
 LOOKS = ("plain",) * 4 + (*STYLES, "sketch", "robot")  # hatching is what a latent holds worst
@@ -30,10 +30,10 @@ PULL_TO_ZERO = 1e-4
 class VAEOptions:
     """How the VAE is trained; `steps` is the whole length, of which a resumed run makes the rest."""
 
-    steps: int = 5000
+    steps: int = 2600
     batch: int = 8
     pictures: int = 8000
-    peak_rate: float = 2e-3
+    peak_rate: float = 3e-3
     seed: int = 1
 
 
@@ -48,7 +48,9 @@ class Report:
 def vae_trainee(vae: Any, options: VAEOptions) -> Trainee:
     """The parameters of encoder and decoder, in the memory layout that is faster for them."""
     vae.to(memory_format=torch.channels_last)
-    return Trainee(named(vae, "vae"), rate=Rate(options.peak_rate, options.steps), decay=0.998)
+    parameters = named(vae, "vae")
+    rate = Rate(options.peak_rate, options.steps)
+    return Trainee(parameters, rate=rate, decay=0.998, orthogonal=hidden_matrices(parameters))
 
 
 def train_vae(vae: Any, trainee: Trainee, pictures: Tensor, options: VAEOptions) -> Iterator[Report]:
