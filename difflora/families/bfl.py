@@ -1,6 +1,7 @@
-"""Module names of Flux.1 as Black Forest Labs and XLabs write them, from those of diffusers.
+"""Module names of Flux.1 as Black Forest Labs, XLabs and OMI write them, from those of diffusers.
 
-Source: the conversion of Flux checkpoints in diffusers; XLabs' own attention processors.
+Source: the conversion of Flux checkpoints in diffusers; XLabs' own attention processors; the names of the
+Open Model Initiative as OneTrainer has them, which are BFL's but for one.
 """
 
 from collections.abc import Iterable, Mapping
@@ -43,6 +44,7 @@ _SINGLE = {
 }
 _OUTSIDE = {
     "img_in": "x_embedder",
+    "img_in.proj": "x_embedder",  # OMI
     "txt_in": "context_embedder",
     "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
     "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
@@ -57,7 +59,7 @@ _OUTSIDE = {
 def bfl_names(names: Iterable[str]) -> dict[str, Slices]:
     """What every module holds that the original of a Flux transformer with modules `names` has, by its name.
 
-    BFL's names come first, then those of XLabs.
+    BFL's names come first, then those of the others.
     """
     known = set(names)
     found = {original: whole(name) for original, name in _OUTSIDE.items()}

@@ -216,6 +216,7 @@ class Family:
         for original in part.originals:
             for name, slices in NAMINGS[original.naming](inner).items():
                 yield name, _within(part.name, slices)
+                yield from _numbered(name, _within(part.name, slices))
         for name in inner:
             own = whole(f"{part.name}.{name}")
             yield from ((name.removeprefix(_TEXT_LEVEL), own), (name, own))
@@ -235,6 +236,13 @@ def canonical_names(names: Iterable[str], component: str) -> dict[str, str]:
     if not component.startswith("text_encoder"):
         return {name: name for name in names}
     return {name: name if name.startswith(_NOT_BARE) else _TEXT_LEVEL + name for name in names}
+
+
+def _numbered(name: str, slices: Slices) -> Iterator[tuple[str, Slices]]:
+    """The parts of a module that is several in one, each under its number, as OMI's names have them."""
+    paths = [one.path for one in slices]
+    if len(set(paths)) == len(paths) > 1:
+        yield from ((f"{name}.{number}", whole(path)) for number, path in enumerate(paths))
 
 
 def _within(component: str, slices: Slices) -> Slices:

@@ -17,7 +17,7 @@ FLUX = Family(
             "lora_te1",
             is_text=True,
             originals=(Original("text_encoders.clip_l.transformer.", "clip"),),
-            kohya_aliases=("lora_te", "clip_l_transformer", "text_encoders_clip_l_transformer"),
+            kohya_aliases=("lora_te", "clip_l", "clip_l_transformer", "text_encoders_clip_l_transformer"),
         ),
         Component(
             "text_encoder_2",
@@ -25,7 +25,7 @@ FLUX = Family(
             "lora_te3",
             is_text=True,
             originals=(Original("text_encoders.t5xxl.transformer.", "t5"),),
-            kohya_aliases=("lora_te2", "t5xxl_transformer", "text_encoders_t5xxl_transformer"),
+            kohya_aliases=("lora_te2", "t5", "t5xxl_transformer", "text_encoders_t5xxl_transformer"),
         ),
     ),
     variants=("flux",),

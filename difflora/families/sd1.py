@@ -17,6 +17,7 @@ SD1 = Family(
             ),
             kohya_aliases=(
                 "lora_te1",
+                "clip_l",
                 "clip_l_transformer",
                 "text_encoders_clip_l_transformer",
                 "text_encoders_clip_h_transformer",

@@ -35,7 +35,7 @@ _ENCODERS: Mapping[str, Mapping[str, str]] = {
 _FOREIGN = ("llama", "gemma", "qwen")  # text encoders of models that are not supported
 _OUTPUTS = tuple(
     f"{rest}_out" for rest in ("clip_l", "clip_g", "t5", *_FOREIGN)
-)  # OneTrainer's, beside these
+)  # OneTrainer's output embeddings
 _RESTS = frozenset({*(rest for names in _ENCODERS.values() for rest in names), *_FOREIGN, *_OUTPUTS})
 _BUNDLED = re.compile(
     rf"{re.escape(_BUNDLE)}(?P<word>.+)\.(?P<rest>{'|'.join(re.escape(rest) for rest in sorted(_RESTS))})"
@@ -111,6 +111,12 @@ def words(tensors: Mapping[str, Tensor], *, stem: str, family: Family) -> Words:
         component = "text_encoder" if rest == "" else encoders.get(rest)
         if reason := _problem(word, vectors):
             problems[clip(name)] = reason
+        elif rest in _OUTPUTS:
+            problems[clip(name)] = (
+                f"is an output embedding of OneTrainer: the word {clip(word)!r} takes the place of what "
+                f"{rest.removesuffix('_out')} makes of it, where vectors of a word are what goes in. Train "
+                "it without the option Output Embedding, or save the adapter without bundled embeddings"
+            )
         elif component is None:
             problems[clip(name)] = (
                 f"vectors of a word for {rest}, which {family.name} ({family.title}) does not have; "

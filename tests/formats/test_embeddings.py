@@ -84,7 +84,14 @@ def test_a_pickle_of_a1111_is_read_once_it_is_converted(tmp_path: Path) -> None:
 
 REFUSED: dict[str, tuple[dict[str, Tensor], str]] = {
     "t5 of another family": ({"emb_params": L, "t5": torch.ones(1, 8)}, "emb_params: .* flux"),
-    "outputs": ({"clip_l": L, "clip_g": G, "clip_l_out": L}, "clip_l_out: vectors of a word for clip_l_out"),
+    "outputs": (
+        {"clip_l": L, "clip_g": G, "clip_l_out": L},
+        "clip_l_out: is an output embedding of OneTrainer",
+    ),
+    "outputs beside a lora": (
+        {**LORA, "bundle_emb.cat.clip_l_out": L},
+        "bundle_emb.cat.clip_l_out: is an output embedding .* 'cat' .* what clip_l makes .* without bundled",
+    ),
     "other models": ({"emb_params": L, "llama": L}, "llama: vectors of a word for llama"),
     "whole numbers": ({"emb_params": L.to(torch.int64)}, "emb_params: .*int64, expected float32"),
     "three dimensions": ({"emb_params": L[None]}, r"emb_params: .*\(1, 8, 768\), expected \(vectors, dim\)"),

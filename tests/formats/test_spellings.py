@@ -75,6 +75,19 @@ PAIRS = [
         "lora_transformer_transformer_blocks_0_attn_to_q.lora_up.weight",
     ),
     (
+        "sdxl",  # OneTrainer with OMI's names
+        Q,
+        "unet.middle_block.1.transformer_blocks.0.attn1.to_q.lora_down.weight",
+        "unet.middle_block.1.transformer_blocks.0.attn1.to_q.lora_up.weight",
+    ),
+    ("sdxl", PROJECTION, "clip_g.text_projection.lora_down.weight", "clip_g.text_projection.lora_up.weight"),
+    (
+        "sd1",
+        TEXT,
+        f"{TEXT.replace('text_encoder', 'clip_l')}.lora_down.weight",
+        f"{TEXT.replace('text_encoder', 'clip_l')}.lora_up.weight",
+    ),
+    (
         "flux",
         "transformer.transformer_blocks.0.attn.to_out.0",
         "double_blocks.0.processor.proj_lora1.down.weight",

@@ -99,6 +99,24 @@ def twin(name: str) -> dict[str, Tensor]:
     return tensors
 
 
+def omi(name: str) -> dict[str, Tensor]:
+    """Its transformer as OneTrainer writes it under OMI's names: the parts of a fused module by number."""
+    tensors = {}
+    for module, parts in FAMILIES[name].items():
+        down, up = factors(name)[module]
+        if not module.startswith("lora_unet_"):
+            continue
+        flat = module.removeprefix("lora_unet_")
+        for number, rows in enumerate(parts.values()):
+            one = f"transformer.{flat}.{number}" if len(parts) > 1 else f"transformer.{flat}"
+            own = (
+                up if rows is None or len(parts) == 1 else torch.cat([up[start:stop] for start, stop in rows])
+            )
+            tensors |= {f"{one}.lora_down.weight": down.clone(), f"{one}.lora_up.weight": own.clone()}
+            tensors[f"{one}.alpha"] = torch.tensor(SCALE * RANK)
+    return tensors
+
+
 def saved(tensors: dict[str, Tensor], path: Path) -> Path:
     save_file(tensors, path)
     return path
@@ -194,7 +212,7 @@ def test_other_spellings_of_the_same_file(tmp_path: Path, name: str) -> None:
         for leaf in [".lora_down.weight" if leaf.startswith("A") else ".lora_up.weight"]
     }
     bare = {key.removeprefix("transformer."): tensor for key, tensor in main.items()}
-    for spelling, tensors in {"onetrainer": onetrainer, "bare": bare}.items():
+    for spelling, tensors in {"onetrainer": onetrainer, "bare": bare, "omi": omi(name)}.items():
         found = read(saved(tensors, tmp_path / f"{spelling}.safetensors"))
         assert found.meta.family == name
         expected = {path: kinds for path, kinds in adapter.modules.items() if path.startswith("transformer.")}
