@@ -27,11 +27,16 @@ LEAVES = frozenset(
 """Every leaf that some kind is made of, in the spelling of kohya and LyCORIS."""
 
 _T_LORA = "is part of a T-LoRA, whose rank changes with the timestep, so that it is no one change of a weight"
+_OFT_PART = (
+    "is one part of a module in kohya's OFT for Flux, where each part has rotations and a limit of its own; "
+    "what is read is OFT of one oft_blocks a module, as LyCORIS trains it"
+)
 _EMBEDDING = "is LoRA on an embedding, which takes rows by number where a layer multiplies"
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("q_layer.weight", "p_layer.weight", "lambda_layer"), _T_LORA),
     **dict.fromkeys(("base_q", "base_p", "base_lambda"), _T_LORA),
     **dict.fromkeys(("lora_embedding_A", "lora_embedding_B"), _EMBEDDING),
+    **dict.fromkeys((f"oft_blocks.{part}" for part in range(4)), _OFT_PART),  # q, k, v and feed-forward
     "reshape_weight": "enlarges a layer of the base, as control models do: it would be another base",
     "oft_R.weight": "is PEFT's form of OFT, which is not the one of kohya and LyCORIS",
     "ia3_l": "is PEFT's form of IA3, which scales biases as well",
@@ -48,7 +53,8 @@ def kinds_of(leaves: Mapping[str, Tensor], scale: ScaleOf) -> tuple[Kind, ...]:
     Raises AdapterError, saying all that is wrong, if a leaf is missing, contradicts another, is of no kind
     that there is, or has a dtype that no factor has.
     """
-    problems = [f"{leaf} {REFUSED[leaf]}" for leaf in sorted(leaves) if leaf in REFUSED]
+    refused = {REFUSED[leaf]: leaf for leaf in sorted(leaves, reverse=True) if leaf in REFUSED}
+    problems = [f"{leaf} {reason}" for reason, leaf in refused.items()]
     problems += [
         f"{leaf} is {_short(tensor.dtype)}, expected float32, float16 or bfloat16"
         for leaf, tensor in sorted(leaves.items())

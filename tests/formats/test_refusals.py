@@ -162,6 +162,10 @@ UNREADABLE: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
         "only bias_values of its remainder is there",
     ),
     "reshape": ({"reshape_weight": (2,)}, "reshape_weight enlarges a layer of the base"),
+    "oft_in_parts": (
+        {**{f"oft_blocks.{part}": (2, 4, 4) for part in range(3)}, "alpha": ()},
+        "oft_blocks.0 is one part of a module in kohya's OFT for Flux",
+    ),
     "embedding": ({"lora_embedding_A": (4, 8), "lora_embedding_B": (8, 4)}, "is LoRA on an embedding"),
     "dora_alone": ({"dora_scale": (8, 1)}, "dora_scale without the factors of a LoRA, LoHa or LoKr"),
     "half_a_loha": ({"hada_w1_a": (8, 4), "hada_w1_b": (4, 8)}, "hada_w2_a and hada_w2_b missing"),
