@@ -87,14 +87,20 @@ def kinds_of(leaves: Mapping[str, Tensor], scale: ScaleOf) -> tuple[Kind, ...]:
 
 
 def canonical(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The leaves as LyCORIS has them: the norms of output rows of PEFT and ai-toolkit as a dora_scale."""
+    """The leaves as LyCORIS has them: the norms of output rows of PEFT and ai-toolkit as a dora_scale.
+
+    Raises AdapterError if it is one number for many rows, which would be taken for the norm of a column.
+    """
     found = dict(leaves)
-    is_convolution = any(found[leaf].ndim == 4 for leaf in (DOWN, UP) if leaf in found)
-    ones = (1,) * (3 if is_convolution else 1)
-    if MAGNITUDE in found and DORA not in found:
-        found[DORA] = found.pop(MAGNITUDE).reshape(-1, *ones)
-    if DORA in found and found[DORA].ndim == 1:
-        found[DORA] = found[DORA].reshape(-1, *ones)
+    leaf = MAGNITUDE if MAGNITUDE in found and DORA not in found else DORA
+    if leaf not in found or (leaf == DORA and found[leaf].ndim > 1):
+        return found
+    norms = found.pop(leaf)
+    is_of_one_row = UP in found and tuple(found[UP].shape[:1]) == (1,)
+    if norms.ndim == 0 or (norms.numel() == 1 and not is_of_one_row):
+        raise AdapterError(f"{leaf} is {tuple(norms.shape)}; expected the norm of every output row, (out,)")
+    is_convolution = any(found[name].ndim == 4 for name in (DOWN, UP) if name in found)
+    found[DORA] = norms.reshape(-1, *(1,) * (3 if is_convolution else 1))
     return found
 
 

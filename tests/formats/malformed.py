@@ -188,6 +188,7 @@ CONTENT: dict[str, tuple[bytes, str]] = {
     "alpha_nan": (changed("alpha", torch.tensor(NAN)), f"{K}.*alpha"),
     "alpha_vast": (changed("alpha", torch.tensor(1e30)), f"{K}.*alpha"),
     "alpha_of_two": (changed("alpha", torch.ones(2)), f"{K}.*alpha"),
+    "magnitude_without_dimensions": (changed("magnitude", torch.tensor(1.0)), rf"{K}: magnitude is \(\)"),
     "name_of_a_system_file": (adapter({"../../etc/passwd": torch.ones(2)}), "../../etc/passwd"),
     "name_of_a_page": (adapter({"<script>alert(1)</script>": torch.ones(2)}), "<script>"),
     "name_of_a_drive": (adapter({"C:\\boot.ini": torch.ones(2)}), "boot.ini"),

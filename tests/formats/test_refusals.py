@@ -168,6 +168,14 @@ UNREADABLE: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
     ),
     "embedding": ({"lora_embedding_A": (4, 8), "lora_embedding_B": (8, 4)}, "is LoRA on an embedding"),
     "dora_alone": ({"dora_scale": (8, 1)}, "dora_scale without the factors of a LoRA, LoHa or LoKr"),
+    **{
+        f"{leaf}_of_{len(shape)}_dimensions": (
+            {"lora_down.weight": (4, 8), "lora_up.weight": (8, 4), leaf: shape},
+            rf"{leaf} is \({'1,' * len(shape)}\); expected the norm of every output row, \(out,\)",
+        )
+        for leaf in ("magnitude", "dora_scale")
+        for shape in ((), (1,))
+    },
     "half_a_loha": ({"hada_w1_a": (8, 4), "hada_w1_b": (4, 8)}, "hada_w2_a and hada_w2_b missing"),
     "half_an_ia3": ({"weight": (8,)}, "weight: no kind of change has this and nothing else"),
     "more_than_a_kind": (

@@ -135,6 +135,12 @@ def test_a_magnitude_of_output_rows_may_be_a_vector(tmp_path: Path, name: str) -
     assert torch.equal(dora.magnitude, magnitude[:, None])
 
 
+def test_the_magnitude_of_a_single_output_is_of_a_row(tmp_path: Path) -> None:
+    tensors = {f"{FLAT}.lora_down.weight": torch.ones(2, 6), f"{FLAT}.lora_up.weight": torch.ones(1, 2)}
+    (dora,) = only(tmp_path, {**tensors, f"{FLAT}.magnitude": torch.ones(1)})
+    assert isinstance(dora, DoRA) and dora.on_output
+
+
 @pytest.mark.parametrize("shape", [(8,), (1, 8, 1, 1)])
 @pytest.mark.parametrize("end", ["", ".weight", ".default", ".default.weight"])
 def test_peft_magnitudes_of_convolutions_are_of_output_rows(
