@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -129,8 +130,8 @@ def concatenated(pairs: Sequence[LoRA], *, alpha: float | None = None) -> LoRA:
     """One LoRA of rank Σ rank: Σ scale · up · down, exactly.
 
     Its scale is the largest of theirs, or what `alpha` over the rank gives; what remains of the others is
-    multiplied into their up. The number format stays where nothing but a sign had to be multiplied;
-    otherwise both factors are float32, since a half-precision factor would round.
+    multiplied into their up. The number formats stay where nothing but a sign had to be multiplied;
+    otherwise up is float32, since in half precision it would round.
     Raises AdapterError if the pairs are of different layers.
     """
     if len(pairs) == 1 and alpha is None:
@@ -140,15 +141,13 @@ def concatenated(pairs: Sequence[LoRA], *, alpha: float | None = None) -> LoRA:
     rank = sum(down.shape[0] for down in downs)
     scale = max(abs(pair.scale) for pair in pairs) if alpha is None else alpha / rank
     ratios = [pair.scale / scale if scale else 0.0 for pair in pairs]
-    dtype = pairs[0].up.dtype
-    for tensor in (*downs, *(pair.up for pair in pairs)):
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    if any(abs(ratio) != 1.0 for ratio in ratios):
-        dtype = torch.promote_types(dtype, torch.float32)
+    widened = [torch.float32] if any(abs(ratio) != 1.0 for ratio in ratios) else []
+    down_dtype = reduce(torch.promote_types, [down.dtype for down in downs])
+    up_dtype = reduce(torch.promote_types, [*(pair.up.dtype for pair in pairs), *widened])
     bias = None
     for pair, ratio in zip(pairs, ratios, strict=True):
         bias = plus(bias, None if pair.bias is None else pair.bias.float() * ratio)
-    down, up = _stack_downs(downs, dtype), _stack_ups(pairs, ratios, dtype)
+    down, up = _stack_downs(downs, down_dtype), _stack_ups(pairs, ratios, up_dtype)
     return LoRA(down, up.reshape(*up.shape, *[1] * (down.ndim - 2)), scale, bias=bias)
 
 
