@@ -16,30 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-
 from difflora.errors import AdapterFileError, listing
+from difflora.formats.plain import (
+    DTYPES,
+    MAX_DIM,
+    MAX_DIMS,
+    MAX_NAME,
+    MAX_TENSORS,
+    METADATA,
+    TensorEntry,
+    plain_header,
+)
 
 MAX_HEADER = 16 << 20
-MAX_TENSORS = 20_000
 MAX_METADATA = 1_024
-MAX_NAME = 256
-MAX_DIMS = 8
-MAX_DIM = 2**31 - 1
-
-# In the order of the library's own enumeration, last first: its data section is sorted by this, then by name.
-DTYPES: Mapping[str, torch.dtype] = {
-    "I64": torch.int64,
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "I32": torch.int32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 PICKLE_SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".pkl"})
 PICKLE_MAGIC = (b"\x80", b"PK\x03\x04")  # a bare pickle, and the zip that torch.save writes
@@ -48,16 +38,6 @@ PICKLE_MAGIC = (b"\x80", b"PK\x03\x04")  # a bare pickle, and the zip that torch
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _FIELDS = frozenset({"dtype", "shape", "data_offsets"})
 _JSON_STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+(?:"|\Z)', re.DOTALL)  # never goes back: linear in any text
-
-
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """Where one tensor lies: `begin` and `end` are byte offsets into the data section."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +105,12 @@ def load_header(file: BinaryIO, where: str) -> Header:
     if len(text) < length:
         raise AdapterFileError(f"{where}: became shorter while it was read")
     _require_few_parts(text, where)
+    data_size = size - 8 - length
+    if plain := plain_header(text, data_size):
+        return Header(plain.tensors, _metadata(plain.metadata, where), 8 + length, size)
     content = _parse_json(text, where)
-    metadata = _metadata(content.pop("__metadata__", {}), where)
-    entries = _entries(content, size - 8 - length, where)
+    metadata = _metadata(content.pop(METADATA, {}), where)
+    entries = _entries(content, data_size, where)
     return Header(entries, metadata, 8 + length, size)
 
 
@@ -153,10 +136,14 @@ def _pickle_message(where: str) -> str:
 
 def _require_few_parts(text: bytes, where: str) -> None:
     """Raises AdapterFileError for a header that would become millions of objects once it is parsed."""
-    structure = _JSON_STRING.sub(b"", text)
-    # A tensor has two lists, and between its parts and the next tensor at most as many commas as this.
-    if structure.count(b"[") > 2 * MAX_TENSORS or structure.count(b",") > (MAX_DIMS + 4) * MAX_TENSORS:
+    # Few headers have so many even with those inside their strings, which take long to be left out.
+    if _has_many_parts(text) and _has_many_parts(_JSON_STRING.sub(b"", text)):
         raise AdapterFileError(f"{where}: the header lists more than {MAX_TENSORS} tensors could need")
+
+
+def _has_many_parts(structure: bytes) -> bool:
+    # A tensor has two lists, and between its parts and the next tensor at most as many commas as this.
+    return structure.count(b"[") > 2 * MAX_TENSORS or structure.count(b",") > (MAX_DIMS + 4) * MAX_TENSORS
 
 
 def _parse_json(text: bytes, where: str) -> dict[str, Any]:
@@ -193,7 +180,7 @@ def _no_constants(name: str) -> None:
 
 def _metadata(content: Any, where: str) -> dict[str, str]:
     if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
-        raise AdapterFileError(f"{where}: __metadata__ must map text to text")
+        raise AdapterFileError(f"{where}: {METADATA} must map text to text")
     if len(content) > MAX_METADATA:
         raise AdapterFileError(f"{where}: {len(content)} metadata entries, the limit is {MAX_METADATA}")
     problems = [f"metadata {clip(key)}: {reason}" for key in content if (reason := _name_problem(key))]
