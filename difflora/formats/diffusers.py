@@ -45,9 +45,9 @@ class Diffusers(Format):
         return part and Part(modern(part.module), part.leaf)
 
     @classmethod
-    def scale(cls, metadata: Metadata) -> Scale:
+    def scale(cls, metadata: Metadata, modules: Collection[str]) -> Scale:
         """From the configuration in the metadata; 1 without one."""
-        return scales(metadata)
+        return scales(metadata, modules)
 
     @classmethod
     def encode(cls, adapter: Adapter, family: Family) -> Encoded:

@@ -77,10 +77,10 @@ class Format(ABC):
         return next(iter(family.paths_of(module)), None)
 
     @classmethod
-    def scale(cls, metadata: Metadata) -> Scale:
-        """How strongly each module acts for which the file holds no alpha tensor: fully, by default.
+    def scale(cls, metadata: Metadata, modules: Collection[str]) -> Scale:
+        """How strongly each of `modules` acts for which the file holds no alpha tensor: fully, by default.
 
-        Raises ValueError, saying why, if the metadata cannot be understood.
+        Raises ValueError, saying why, if the metadata cannot be understood or is about other modules.
         """
         return lambda module, rank: 1.0
 

@@ -201,16 +201,17 @@ class Peft(Format):
         return Part(f"{component}.{module}", _WHOLE[last]) if module and last in _WHOLE else None
 
     @classmethod
-    def scale(cls, metadata: Metadata) -> Scale:
+    def scale(cls, metadata: Metadata, modules: Collection[str]) -> Scale:
         """From the configuration."""
-        return scales(metadata)
+        return scales(metadata, modules)
 
     @classmethod
     def settled(cls, kinds: tuple[Kind, ...], scale: ScaleOf) -> tuple[Kind, ...]:
         """PEFT scales a LoKr of two whole factors as well."""
-        factor = scale(0)
         return tuple(
-            kind.times(factor) if isinstance(kind, LoKr) and kind.rank is None and factor != 1.0 else kind
+            kind.times(factor)
+            if isinstance(kind, LoKr) and kind.rank is None and (factor := scale(0)) != 1.0
+            else kind
             for kind in kinds
         )
 

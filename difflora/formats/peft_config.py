@@ -2,29 +2,27 @@
 
 Each component's settings carry its name ("unet.lora_alpha"); files of a single model have them bare.
 `alpha_pattern` and `rank_pattern` map regular expressions to the values of modules that differ from the rest;
-PEFT matches them as `(.*\\.)?(KEY)$` against a module's name, and the first that matches counts.
+see `difflora.formats.patterns`.
 """
 
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from difflora.formats.format import Metadata, Scale
 from difflora.formats.leaves import MAX_ALPHA
+from difflora.formats.patterns import first_matches
 from difflora.formats.peft_modules import PeftModule
 from difflora.formats.safe import clip
 
 METADATA_KEY = "lora_adapter_metadata"
 DEFAULT_ALPHA = DEFAULT_RANK = 8  # PEFT's, where a configuration does not say
-MAX_EXPRESSIONS = 32
 TEXT_LEVEL = "text_model."
 
-_LITERAL = re.compile(r"(\^?)((?:[\w-]|\\?\.|\\-)+)\$?")
-# One or two repetitions, and none of a group: enough for the patterns people write, and never slow.
-_SAFE = re.compile(r"[\w.\\^$|()\[\]*+?-]{1,200}")
+_NAME = re.compile(r"[\w.-]+")
 
 
 def component_of(module: str) -> tuple[str, str]:
@@ -34,11 +32,12 @@ def component_of(module: str) -> tuple[str, str]:
     return (component, inner) if known else ("", module)
 
 
-def scales(metadata: Metadata) -> Scale:
-    """Each module's scale by the configuration in `metadata`; 1 where there is none.
+def scales(metadata: Metadata, modules: Collection[str]) -> Scale:
+    """The scale of each of `modules`, as a file names them, by the configuration in `metadata`.
 
-    alpha / rank, or alpha / sqrt(rank) for rsLoRA; a rank of 0 stands for that of the configuration.
-    Raises ValueError if the configuration cannot be understood.
+    alpha / rank, or alpha / sqrt(rank) for rsLoRA; a rank of 0 stands for that of the configuration. It is 1
+    where there is no configuration, and in components that one of other components does not speak of.
+    Raises ValueError if the configuration cannot be understood, or is about nothing that is there.
     """
     if METADATA_KEY not in metadata:
         return lambda module, rank: 1.0
@@ -48,14 +47,41 @@ def scales(metadata: Metadata) -> Scale:
         raise ValueError(f"{METADATA_KEY} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{METADATA_KEY} is not a JSON object")
-    components = {key.split(".", 1)[0] if "." in key else "" for key in config}
-    settings = {component: _Settings(config, component) for component in components}
+    inside: dict[str, list[str]] = {}
+    for module in modules:
+        component, inner = component_of(module)
+        inside.setdefault(component, []).append(inner)
+    settings = {
+        component: _Settings(component, own, _present(component, inside))
+        for component, own in _sections(config).items()
+    }
 
     def scale(module: str, rank: int) -> float:
         component, inner = component_of(module)
         return settings[component].scale(inner, rank) if component in settings else 1.0
 
     return scale
+
+
+def _sections(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Component -> its settings; "" holds those without one. What no setting is known by is no section."""
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in config.items():
+        component, dot, setting = key.partition(".")
+        component, setting = (component, setting) if dot else ("", key)
+        sections.setdefault(component, {})[setting] = value
+    return {component: own for component, own in sections.items() if own.keys() & _KNOWN}
+
+
+def _present(component: str, inside: Mapping[str, Collection[str]]) -> Collection[str]:
+    """The modules of a component. Raises ValueError if no tensor is of it."""
+    if component not in inside:
+        there = ", ".join(clip(name) or "no component" for name in sorted(inside)) or "nothing"
+        raise ValueError(
+            f"it has settings for {clip(component) or 'modules of no component'}, but the tensors are of "
+            f"{there}, which would act at another strength. Name the settings as the tensors are named"
+        )
+    return inside[component]
 
 
 # What other initialisations, or other forms of LoRA, do to an adapter that this reader would not see.
@@ -73,26 +99,30 @@ _NOT_PLAIN = {
 _ALPHA = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
 
 
-class _Settings:
-    """The part of a configuration that concerns one component."""
+_KNOWN = frozenset(
+    {"peft_type", "r", "use_rslora", "alpha_pattern", "rank_pattern", "target_modules", "init_lora_weights"}
+    | set(_ALPHA.values())
+    | _NOT_PLAIN.keys()
+)
 
-    def __init__(self, config: Mapping[str, Any], component: str) -> None:
+
+class _Settings:
+    """The part of a configuration that concerns one component, whose `modules` are named without it."""
+
+    def __init__(self, component: str, own: Mapping[str, Any], modules: Collection[str]) -> None:
         prefix = f"{component}." if component else ""
-        own = {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
         _usable(prefix, own)
         name = _ALPHA[own.get("peft_type", "LORA")]
         self._alpha = _number(f"{prefix}{name}", own.get(name, DEFAULT_ALPHA))
         self._rank = _rank(f"{prefix}r", own.get("r", DEFAULT_RANK))
         self._root = own.get("use_rslora", False) is True
-        self._alphas = _patterns(f"{prefix}alpha_pattern", own.get("alpha_pattern"), _number)
-        self._ranks = _patterns(f"{prefix}rank_pattern", own.get("rank_pattern"), _rank)
+        self._alphas = _pattern_values(f"{prefix}alpha_pattern", own.get("alpha_pattern"), _number, modules)
+        self._ranks = _pattern_values(f"{prefix}rank_pattern", own.get("rank_pattern"), _rank, modules)
+        _require_targets(f"{prefix}target_modules", own.get("target_modules"), modules)
 
     def scale(self, module: str, rank: int) -> float:
-        # The configuration names text modules as the library that wrote it did: with this level or without.
-        bare = module.removeprefix(TEXT_LEVEL)
-        names = (bare, TEXT_LEVEL + bare)
-        alpha = self._alphas.first(names, self._alpha)
-        size = rank or self._ranks.first(names, self._rank)
+        alpha = self._alphas.get(module, self._alpha)
+        size = rank or self._ranks.get(module, self._rank)
         return alpha / (math.sqrt(size) if self._root else size)
 
 
@@ -112,50 +142,46 @@ def _usable(prefix: str, own: Mapping[str, Any]) -> None:
         )
 
 
-def _patterns(name: str, patterns: Any, number: Callable[[str, object], float]) -> "_Patterns":
+def _pattern_values(
+    title: str, patterns: Any, number: Callable[[str, object], float], modules: Collection[str]
+) -> dict[str, float]:
+    """Module -> its value in a table of patterns. Raises ValueError if the table matches none of them."""
     if not isinstance(patterns or {}, dict):
-        raise ValueError(f"{name} is not a JSON object")
-    return _Patterns({key: number(f"{name}: {clip(key)}", value) for key, value in (patterns or {}).items()})
+        raise ValueError(f"{title} is not a JSON object")
+    if not patterns:
+        return {}
+    values = [number(f"{title}: {clip(key)}", value) for key, value in patterns.items()]
+    orders = first_matches(title, list(patterns), {name for one in modules for name in _spellings(one)})
+    if not orders:
+        raise ValueError(_nothing_matched(title, list(patterns), modules))
+    hits = {one: [orders[name] for name in _spellings(one) if name in orders] for one in modules}
+    return {module: values[min(found)] for module, found in hits.items() if found}
 
 
-class _Patterns:
-    """PEFT's patterns, with plain names found by look-up: a file may hold one for each of 2,000 modules."""
-
-    def __init__(self, patterns: Mapping[str, float]) -> None:
-        self._whole: dict[str, tuple[int, float]] = {}
-        self._tails: dict[str, tuple[int, float]] = {}
-        self._expressions: list[tuple[int, re.Pattern[str], float]] = []
-        for order, (pattern, value) in enumerate(patterns.items()):
-            if match := _LITERAL.fullmatch(pattern):
-                table = self._whole if match[1] else self._tails
-                table.setdefault(match[2].replace("\\", ""), (order, value))
-            else:
-                self._expressions.append((order, _expression(pattern), value))
-        if len(self._expressions) > MAX_EXPRESSIONS:
-            raise ValueError(
-                f"alpha_pattern has {len(self._expressions)} expressions, the limit is {MAX_EXPRESSIONS}"
-            )
-
-    def first(self, names: Iterable[str], default: float) -> float:
-        """The value of the first pattern that matches any of the `names`."""
-        hits: list[tuple[int, float]] = []
-        for name in names:
-            steps = name.split(".")
-            hits += [self._whole[name]] if name in self._whole else []
-            tails = (".".join(steps[start:]) for start in range(len(steps)))
-            hits += [self._tails[tail] for tail in tails if tail in self._tails]
-            hits += [(order, value) for order, regex, value in self._expressions if regex.match(name)]
-        return min(hits)[1] if hits else default
+def _spellings(module: str) -> tuple[str, ...]:
+    """How the library that wrote a configuration may name a module: of text with its level, or without."""
+    bare = module.removeprefix(TEXT_LEVEL)
+    return bare, TEXT_LEVEL + bare
 
 
-def _expression(pattern: str) -> re.Pattern[str]:
-    repeats = re.findall(r"[*+?{]", pattern)
-    if not _SAFE.fullmatch(pattern) or len(repeats) > 2 or re.search(r"\)[*+?{]", pattern):
-        raise ValueError(f"alpha_pattern {pattern[:80]!r} is too involved to be matched safely")
-    try:
-        return re.compile(rf"(?:.*\.)?(?:{pattern})$")
-    except re.error as error:
-        raise ValueError(f"alpha_pattern {pattern!r} is no regular expression: {error}") from error
+def _require_targets(title: str, targets: Any, modules: Collection[str]) -> None:
+    """Raises ValueError if a list of targets has none of the modules.
+
+    A regular expression is not looked at: nothing is read from it, and it may be of any form.
+    """
+    plain = [one for one in targets if isinstance(one, str) and _NAME.fullmatch(one)] if targets else []
+    if isinstance(targets, list) and plain:
+        names = {name for one in modules for name in _spellings(one)}
+        if not first_matches(title, plain, names):
+            raise ValueError(_nothing_matched(title, plain, modules))
+
+
+def _nothing_matched(title: str, wanted: Sequence[str], modules: Collection[str]) -> str:
+    more = f" and {len(wanted) - 1} more" if len(wanted) > 1 else ""
+    return (
+        f"{title} is for {clip(wanted[0])}{more}, which is none of the {len(modules)} modules in the file "
+        f"({clip(min(modules))} ...): it belongs to other tensors"
+    )
 
 
 def _number(name: str, value: object) -> float:

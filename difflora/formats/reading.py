@@ -167,7 +167,7 @@ def _plan(source: Source, formats: Sequence[type[Format]], family: Family | None
         raise AdapterFileError(_not_an_adapter(tuple(shapes), formats, str(source.where)))
     try:
         parts = layout.parts(others, metadata)
-        scale = layout.scale(metadata)
+        scale = layout.scale(metadata, {part.module for part in parts.values() if part})
     except (ValueError, RecursionError) as error:
         raise AdapterFileError(f"{source.where}: what it says of itself cannot be used: {error}") from error
     family = family or _detected(layout, parts, shapes, metadata)

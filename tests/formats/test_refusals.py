@@ -242,13 +242,13 @@ def configured(**config: object) -> Callable[[Path], None]:
         ({"lora_alpha": 2, "use_rslora": True}, 1.0),
         ({"r": 4}, 2.0),  # PEFT's default alpha of 8
         ({"lora_alpha": 2, "alpha_pattern": {"to_q": 1}}, 0.25),
-        ({"lora_alpha": 2, "alpha_pattern": {"o_q": 1}}, 0.5),
-        ({"lora_alpha": 2, "alpha_pattern": {"^to_q": 1}}, 0.5),
+        ({"lora_alpha": 2, "alpha_pattern": {"o_q": 1, "to_q": 2}}, 0.5),
+        ({"lora_alpha": 2, "alpha_pattern": {"^to_q": 1, "to_q": 2}}, 0.5),
         ({"lora_alpha": 2, "alpha_pattern": {"attn1.to_q": 1, "to_q": 3}}, 0.25),
         ({"lora_alpha": 2, "alpha_pattern": {"to_q": 3, "attn1.to_q": 1}}, 0.75),
         ({"lora_alpha": 2, "alpha_pattern": {"^mid_block\\.attentions\\.0\\..*to_q$": 1}}, 0.25),
         ({"lora_alpha": 2, "alpha_pattern": {"(attn1|attn2).to_q": 1}}, 0.25),
-        ({"lora_alpha": 2, "alpha_pattern": {"attn[12].to_k": 1}}, 0.5),
+        ({"lora_alpha": 2, "alpha_pattern": {"attn[12].to_k": 1, "to_q": 2}}, 0.5),
     ],
 )
 def test_scales_of_peft_configurations(tmp_path: Path, config: dict[str, object], scale: float) -> None:
