@@ -12,7 +12,22 @@ from difflora.errors import AdapterError
 from difflora.families.family import Family
 from difflora.families.joining import join
 from difflora.families.spellings import Slices
-from difflora.kinds import IA3, OFT, Bias, DoRA, Full, GLoRA, Kind, LoHa, LoKr, LoRA, Norm, ReadyOFT, Replace
+from difflora.kinds import (
+    BOFT,
+    IA3,
+    OFT,
+    Bias,
+    DoRA,
+    Full,
+    GLoRA,
+    Kind,
+    LoHa,
+    LoKr,
+    LoRA,
+    Norm,
+    ReadyOFT,
+    Replace,
+)
 
 __all__ = ["join", "kohya_modules", "split"]
 
@@ -26,7 +41,8 @@ def split(kinds: Sequence[Kind], family: Family, name: str) -> dict[str, tuple[K
     Where the name is one whole module, the same objects under its path. Exact: the rows of a path's ΔW are
     the rows of the file's. A LoRA or LoHa made by joining (each column of its up factors belongs to one part)
     gives each part its own columns. Parts of zeros beside others are left out. Rows of a LoKr that are no
-    LoKr come as LoRA, or as Full in float32.
+    LoKr come as LoRA, or as Full in float32; rotations under a constraint come without, and if it is reached
+    their blocks are float32.
     Raises KeyError if the family has no such module, AdapterError naming the kind that cannot be cut.
     """
     slices = family.slices(name, rows=_height(kinds))
@@ -161,6 +177,10 @@ def _cut(kind: Kind, slices: Slices) -> dict[str, Kind]:
         runs.setdefault(one.path, []).append((one.start * unit, one.stop * unit))
     if len(runs) > 1 and (own := _own_columns(kind, [run for (run,) in runs.values()])):
         return {path: part for path, part in zip(runs, own, strict=True) if part is not None}
+    if len(runs) == 1 and isinstance(kind, DoRA) and not kind.on_output:
+        ((path, inner),) = _cut(kind.inner, slices).items()
+        if isinstance(inner, LoRA | LoHa | LoKr):  # all the rows in another order have the same columns
+            return {path: replace(kind, inner=inner)}
     parts = {
         path: join([_require_rows(kind, run) for run in of], [stop - start for start, stop in of])
         if len(of) > 1
@@ -205,9 +225,24 @@ def _require_rows(kind: Kind, run: Run) -> Kind:
         # Every kind without a base weight that has a bias can be cut by itself: a Full is all of this one.
         return Full(kind.delta()).rows(*run)
     raise AdapterError(
-        f"{kind.name}: its module stands for several in one, and the change of rows {run[0]} to {run[1]} "
-        f"alone is no {kind.name}. Extract it to LoRA against the base with the program that made it"
+        f"{kind.name}: its module stands for several in one, and rows {run[0]} to {run[1]} cannot be had "
+        f"alone: {_why_whole(kind)}. Extract it to LoRA against the base with the program that made it"
     )
+
+
+def _why_whole(kind: Kind) -> str:
+    """Why a kind that needs the base weight is not the sum of its parts."""
+    match kind:
+        case DoRA(on_output=False):
+            return "the norms of its columns are over the rows of all parts, and each part has only its own"
+        case DoRA():
+            return f"its {kind.inner.name} has blocks that do not end where the parts do"
+        case OFT() | ReadyOFT():
+            size = next(iter(kind.tensors().values())).shape[1]
+            return f"it turns rows in blocks of {size}, which do not end where the parts do"
+        case BOFT():
+            return f"it mixes rows in spans of {kind.span}, which do not end where the parts do"
+    return f"it is no {kind.name}"
 
 
 def _own_columns(kind: Kind, runs: Sequence[Run]) -> list[Kind | None] | None:
@@ -294,6 +329,8 @@ def rows_of(kind: Kind) -> int | None:
         case OFT() | ReadyOFT():
             blocks = next(iter(kind.tensors().values()))
             return blocks.shape[0] * blocks.shape[1]
+        case BOFT():
+            return kind.out
         case IA3(on_input=False):
             return kind.gain.numel()
     return None

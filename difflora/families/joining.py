@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from difflora.errors import AdapterError
-from difflora.kinds import IA3, OFT, Bias, DoRA, Full, GLoRA, Kind, LoHa, LoKr, LoRA, ReadyOFT, Replace
+from difflora.kinds import BOFT, IA3, OFT, Bias, DoRA, Full, GLoRA, Kind, LoHa, LoKr, LoRA, ReadyOFT, Replace
 
 K = TypeVar("K", bound=Kind)
 Parts = Sequence[K | None]
@@ -24,8 +24,8 @@ def join(parts: Parts[Kind], heights: Heights) -> Kind:
     - LoRA and LoHa of one `down`: their `up` above each other. Of several: all `down` above each other, and
       `up` block-diagonal, so that the rank is the sum of theirs.
     - Full, Bias, IA3 on the output axis: above each other, with zeros where a part is not changed.
-    - Replace, DoRA on the output axis, GLoRA of one input change, OFT of one block size without constraint:
-      above each other, where every part is changed.
+    - Replace, DoRA on the output axis, GLoRA of one input change, OFT and BOFT of one block size and as many
+      stages without constraint: above each other, where every part is changed.
     - LoKr: where all but the left factor is one; IA3 on the input axis: where all are the same.
 
     Raises AdapterError naming the kind and why it cannot be joined.
@@ -146,17 +146,19 @@ def _glora(parts: Parts[GLoRA], heights: Heights) -> GLoRA:
     return replace(first, down=added.down, up=added.up, scale=added.scale)
 
 
-def _oft(parts: Parts[OFT], heights: Heights) -> OFT:
+def _rotations(parts: Parts[OFT] | Parts[BOFT], heights: Heights) -> OFT | BOFT:
     present = _all(parts)
+    name = present[0].name
     if any(part.constraint > 0 for part in present):
         raise AdapterError(
-            "oft with a constraint cannot be joined: the constraint is on all its blocks together"
+            f"{name} with a constraint cannot be joined: the constraint is on all its blocks together"
         )
-    if len({(part.blocks.shape[1], part.rescale is None) for part in present}) > 1:
+    # OFT has its blocks along the first dimension, BOFT behind that of the stages.
+    if len({(part.blocks.shape[:-3], part.blocks.shape[-1], part.rescale is None) for part in present}) > 1:
         raise AdapterError(
-            "oft cannot be joined: the parts have blocks of different sizes, or some a rescale"
+            f"{name} cannot be joined: the parts have blocks of different sizes or stages, or some a rescale"
         )
-    blocks = torch.cat([part.blocks for part in present])
+    blocks = torch.cat([part.blocks for part in present], dim=-3)
     rescales = [part.rescale for part in present if part.rescale is not None]
     return replace(present[0], blocks=blocks, rescale=torch.cat(rescales) if rescales else None)
 
@@ -178,7 +180,8 @@ _RULES: Mapping[type[Kind], Callable[[Any, Heights], Kind]] = {
     Bias: _bias,
     IA3: _ia3,
     GLoRA: _glora,
-    OFT: _oft,
+    OFT: _rotations,
+    BOFT: _rotations,
     ReadyOFT: _ready_oft,
 }
 

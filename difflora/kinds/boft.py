@@ -10,7 +10,7 @@ from torch import Tensor
 from difflora.errors import AdapterError
 from difflora.kinds.kind import Kind, ScaleOf
 from difflora.kinds.parts import need, number, pristine, read_number
-from difflora.kinds.rotation import cayley, check_rescale, rescaled
+from difflora.kinds.rotation import cayley, check_rescale, rescaled, unlimited
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +42,7 @@ class BOFT(Kind):
         square = len(shape) == 4 and shape[2] == shape[3] and shape[3] % 2 == 0 and 0 not in shape
         if not square:
             raise AdapterError(f"oft_blocks is {shape}; expected (stages, blocks, b, b) with an even b")
-        if self.out % (2 ** (shape[0] - 1) * shape[2]):
+        if self.out % self.span:
             raise AdapterError(f"oft_blocks is {shape}: {self.out} rows have no stage {shape[0]}")
         check_rescale(self.rescale, self.out)
 
@@ -69,6 +69,20 @@ class BOFT(Kind):
         """The tensors as they are; alpha is the constraint."""
         rescale = {} if self.rescale is None else {"rescale": self.rescale}
         return {"oft_blocks": self.blocks, "alpha": number(self.constraint), **rescale}
+
+    @property
+    def span(self) -> int:
+        """How many rows in a row are mixed with each other and with no others."""
+        return 2 ** (self.blocks.shape[0] - 1) * self.blocks.shape[2]
+
+    def rows(self, start: int, stop: int) -> "BOFT | None":
+        """Whole spans, with what the constraint does to them in the blocks; None where the range cuts one."""
+        if start % self.span or stop % self.span:
+            return None
+        size = self.blocks.shape[2]
+        blocks = unlimited(self.blocks, self.constraint * self.out)[:, start // size : stop // size]
+        rescale = None if self.rescale is None else self.rescale[start:stop].clone()
+        return BOFT(blocks.clone(), rescale=rescale)
 
     def delta(self, weight: Tensor | None = None) -> Tensor:
         """ΔW in float32; see Kind.delta."""

@@ -1,7 +1,7 @@
 """Diag-OFT and COFT: rotations of blocks of output rows. Also the files of late 2023 that hold them ready."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from difflora.errors import AdapterError
 from difflora.kinds.kind import Kind, ScaleOf
 from difflora.kinds.parts import need, number, pristine, read_number, take
-from difflora.kinds.rotation import cayley, check_rescale, rescaled
+from difflora.kinds.rotation import cayley, check_rescale, rescaled, unlimited
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,12 +65,13 @@ class OFT(Kind):
         return {"oft_blocks": self.blocks, "alpha": number(self.constraint), **rescale}
 
     def rows(self, start: int, stop: int) -> "OFT | None":
-        """Whole blocks; None where the range cuts one, or a constraint binds them together."""
+        """Whole blocks, with what the constraint does to them in them; None where the range cuts one."""
         size = self.blocks.shape[1]
-        if start % size or stop % size or self.constraint > 0:
+        if start % size or stop % size:
             return None
+        blocks = unlimited(self.blocks, self.constraint * self.out)[start // size : stop // size]
         rescale = None if self.rescale is None else self.rescale[start:stop].clone()
-        return replace(self, blocks=self.blocks[start // size : stop // size].clone(), rescale=rescale)
+        return OFT(blocks.clone(), rescale=rescale)
 
     def delta(self, weight: Tensor | None = None) -> Tensor:
         """ΔW in float32; see Kind.delta."""

@@ -15,10 +15,22 @@ def cayley(blocks: Tensor, limit: float) -> Tensor:
     """
     q = blocks.float() - blocks.float().transpose(-1, -2)
     if limit > 0:
-        norm = torch.linalg.vector_norm(q)
-        q = q * torch.clamp(limit / (norm + 1e-8), max=1.0)
+        q = q * _within(q, limit)
     eye = torch.eye(q.shape[-1], device=q.device)
     return torch.linalg.solve(eye - q, eye + q)
+
+
+def unlimited(blocks: Tensor, limit: float) -> Tensor:
+    """Blocks that make the same R without the limit: these, or smaller ones, float32, where it is reached."""
+    if limit <= 0 or blocks.is_meta:
+        return blocks
+    factor = _within(blocks.float() - blocks.float().transpose(-1, -2), limit)
+    return blocks if factor == 1 else blocks.float() * factor
+
+
+def _within(q: Tensor, limit: float) -> Tensor:
+    """What brings the norm of `q` to `limit` at most."""
+    return torch.clamp(limit / (torch.linalg.vector_norm(q) + 1e-8), max=1.0)
 
 
 def check_rescale(rescale: Tensor | None, out: int) -> None:

@@ -58,13 +58,19 @@ def test_a_block_is_turned_by_the_transpose_of_its_rotation() -> None:
     torch.testing.assert_close(weight + ReadyOFT(rotations).delta(weight), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_rows_are_whole_blocks_and_free_of_a_constraint() -> None:
-    free, weight = OFT(torch.randn(2, 4, 4), rescale=torch.rand(8, 1)), torch.randn(8, 6)
-    part = free.rows(4, 8)
-    assert part is not None
-    torch.testing.assert_close(part.delta(weight[4:]), free.delta(weight)[4:])
-    assert free.rows(2, 6) is None
-    assert OFT(free.blocks, 0.1).rows(4, 8) is None
+@pytest.mark.parametrize("constraint", [0.0, 1e6, 0.02], ids=["none", "not-reached", "holding"])
+@pytest.mark.parametrize("is_butterfly", [False, True], ids=["oft", "boft"])
+def test_rows_are_whole_blocks_with_the_constraint_in_them(is_butterfly: bool, constraint: float) -> None:
+    blocks = torch.randn((2, 8, 2, 2) if is_butterfly else (4, 4, 4))
+    kind = (BOFT if is_butterfly else OFT)(blocks, constraint, torch.rand(16, 1) + 0.5)
+    weight = torch.randn(16, 6)
+    part = kind.rows(4, 12)
+    assert part is not None and part.constraint == 0.0
+    torch.testing.assert_close(part.delta(weight[4:12]), kind.delta(weight)[4:12], rtol=1e-6, atol=1e-6)
+    if constraint != 0.02:
+        own = blocks[:, 2:6] if is_butterfly else blocks[1:3]
+        assert torch.equal(part.blocks, own), "and their numbers are the same"
+    assert kind.rows(2, 12) is None and kind.rows(4, 10) is None
 
 
 def test_the_alpha_of_rotations_is_their_constraint_and_the_scale_is_not_asked() -> None:
