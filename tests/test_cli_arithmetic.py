@@ -112,6 +112,25 @@ def test_bake_and_extract_are_inverse(
     assert fits(found, load(str(tmp_path / "baked"), device="cpu", dtype="float32")).ok
 
 
+def test_two_bases_that_are_alike_give_no_adapter(cli: Cli, tmp_path: Path) -> None:
+    target = tmp_path / "nothing.safetensors"
+    said = cli("extract", SHAPES, SHAPES, "--rank", "4", "--output", target)
+    assert said.code == 1 and not target.exists()
+    assert "hold the same numbers" in said.err and "the one after it second" in " ".join(said.err.split())
+
+
+def test_adapters_of_two_families_are_not_compared(
+    cli: Cli, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    lora = LoRA(torch.ones(2, 8), torch.ones(8, 2), 1.0)
+    other = Adapter({"transformer.x_embedder": (lora,)}, AdapterMeta("neon", "flux"))
+    write(other, tmp_path / "neon.safetensors")
+    said = cli("compare", files[0], tmp_path / "neon.safetensors")
+    words = " ".join(said.err.split())
+    assert said.code == 1 and "'neon' is for flux and 'one' is for sd1" in words
+    assert "Give adapters of one family" in words
+
+
 def test_compare_says_how_two_relate_and_draws_where_they_clash(
     cli: Cli, files: tuple[Path, Path], tmp_path: Path
 ) -> None:

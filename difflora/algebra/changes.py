@@ -31,10 +31,12 @@ class Site:
 class Sites:
     """The weights of a base by path, without what a merged stack has written over them.
 
-    Raises FitError if an adapter of the stack does not fit the base.
+    Raises AdapterError if the adapters of the stack are of different families, FitError if one does not fit
+    the base.
     """
 
     def __init__(self, base: Model | None, stack: Stack) -> None:
+        _require_one_family(stack)
         self.base = base
         if base is not None:
             for adapter, _ in stack:
@@ -49,6 +51,17 @@ class Sites:
         live = base.module(path)._parameters.get(leaf)
         value = base.pristine.get(f"{path}.{leaf}", None if live is None else live.detach())
         return None if value is None else value.cpu()
+
+
+def _require_one_family(stack: Stack) -> None:
+    """Raises AdapterError if two adapters name different families, whose modules may have names in common."""
+    named = {adapter.meta.family: adapter.meta.name for adapter, _ in stack if adapter.meta.family}
+    if len(named) > 1:
+        those = " and ".join(f"{name!r} is for {family}" for family, name in sorted(named.items()))
+        raise AdapterError(
+            f"{those}: they change different models, so nothing of one can be set against the other. Give "
+            "adapters of one family."
+        )
 
 
 class NeedingBase:

@@ -71,7 +71,7 @@ def compare(a: Adapter, b: Adapter, *, base: Model | None = None) -> Comparison:
     Of low-rank kinds ΔW is never formed: norms and cosines come from Gram matrices of the factors, the
     subspaces from their QR and SVD.
     Raises NeedsBase naming the modules whose ΔW depends on the base weight if there is no `base`,
-    AdapterError naming modules of which the two have different shapes.
+    AdapterError if the two are of different families, or naming modules of which they have different shapes.
     """
     sites, needing = Sites(base, Stack([(a, 1.0), (b, 1.0)])), NeedingBase()
     modules: dict[str, ModuleComparison] = {}

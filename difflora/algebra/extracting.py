@@ -36,7 +36,8 @@ def extract(
     `vectors` keeps the differences of biases, norms and token embeddings too, exactly, as Bias, Norm and
     Full; without it Report.left_out names them. Report.error[path] = ‖ΔW − ΔW'‖ / ‖ΔW‖.
 
-    Raises FitError if the two are not of one architecture, ConfigError unless exactly one target is given.
+    Raises FitError if the two are not of one architecture, or differ in nothing that is kept; ConfigError
+    unless exactly one target is given.
     """
     target = Target(rank=rank, energy=energy, error=error)
     old, new = parameters_of(before), parameters_of(after)
@@ -46,6 +47,8 @@ def extract(
         for path in sorted(old.shapes()):
             found.add(path, old, new)
     facts, result = _facts(old), _facts(new)
+    if not found.modules:
+        raise FitError(_nothing(facts, result, modules=len(old.shapes()), left_out=len(found.left_out)))
     meta = AdapterMeta(name=f"{result.name}-{facts.name}", family=facts.family, base=facts.name)
     report = Report(found.error, found.norm, found.ranks, found.share, found.left_out)
     return Adapter(found.modules, meta), report
@@ -108,6 +111,19 @@ def _difference(path: str, leaf: str, old: Parameters, new: Parameters) -> tuple
 def _facts(parameters: Parameters) -> BaseFacts:
     assert isinstance(parameters, Loaded | Checkpoint)
     return parameters.model.facts if isinstance(parameters, Loaded) else parameters.facts
+
+
+def _nothing(before: BaseFacts, after: BaseFacts, *, modules: int, left_out: int) -> str:
+    """Why there is no adapter that turns the one into the other."""
+    if left_out:
+        return (
+            f"{before.name} and {after.name} differ in the norms, biases or embeddings of {left_out} modules "
+            "alone, which no LoRA changes. Take them along: vectors=True in Python, --vectors on the command line."
+        )
+    return (
+        f"{before.name} and {after.name} hold the same numbers in all {modules} modules, so there is nothing "
+        "to extract. Give the model before training first, and the one after it second."
+    )
 
 
 def _require_alike(old: Parameters, new: Parameters) -> None:

@@ -65,7 +65,8 @@ def interference(stack: Stack, *, base: Model | None = None) -> Interference:
     """Which modules of a stack clash, how much of each adapter survives in the sum, and balanced weights.
 
     Of low-rank kinds ΔW is never formed; changes of biases are not looked at. Raises NeedsBase naming the
-    modules whose ΔW depends on the base weight if there is no `base`, AdapterError on different shapes.
+    modules whose ΔW depends on the base weight if there is no `base`, AdapterError on different families or
+    shapes.
     """
     entries: dict[str, tuple[Adapter, Weight]] = {}
     for adapter, weight in stack:

@@ -197,6 +197,21 @@ def test_what_was_baked_is_extracted_again(shapes_folder: Path, shapes_model: Mo
     )
 
 
+def test_bases_that_are_alike_have_no_difference(
+    shapes_folder: Path, shapes_model: Model, tmp_path: Path
+) -> None:
+    with pytest.raises(FitError, match=r"hold the same numbers in all \d+ modules.* before training first"):
+        extract(shapes_folder, shapes_model, rank=2)
+    folder = shutil.copytree(shapes_folder, tmp_path / "base")
+    _to_float32(folder)
+    baked, _ = bake(folder, Stack([(of_kind(shapes_model, "bias", 1), 1.0)]), tmp_path / "baked")
+    with pytest.raises(
+        FitError, match=r"differ in the norms, biases or embeddings of \d+ modules .*--vectors"
+    ):
+        extract(shapes_model, baked, rank=2)
+    assert extract(shapes_model, baked, rank=2, vectors=True)[0].modules
+
+
 def test_bases_of_other_architectures_have_no_difference(
     shapes_folder: Path, shapes_model: Model, tmp_path: Path
 ) -> None:

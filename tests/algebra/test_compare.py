@@ -85,6 +85,23 @@ def test_modules_of_one_alone_are_told_apart() -> None:
     assert set(compare(b, a).only_b) == {LINEAR, TEXT}
 
 
+def test_adapters_of_other_families_are_refused() -> None:
+    """Also where the modules that they change have the same names and shapes."""
+    a = Adapter(loras(1, 3).modules, AdapterMeta("dots", "sd1"))
+    b = Adapter(loras(2, 3).modules, AdapterMeta("neon", "sdxl"))
+    message = (
+        "'dots' is for sd1 and 'neon' is for sdxl: they change different models.*Give adapters of one family"
+    )
+    for call in (
+        lambda: compare(a, b),
+        lambda: subspace_overlap(a, b, LINEAR),
+        lambda: interference(Stack([(a, 1.0), (b, 1.0)])),
+    ):
+        with pytest.raises(AdapterError, match=message):
+            call()
+    assert compare(a, Adapter(b.modules)).modules, "one that names no family may be of any"
+
+
 def test_adapters_of_other_widths_are_refused() -> None:
     wider = Adapter({LINEAR: (LoRA(torch.ones(2, 24), torch.ones(12, 2), 1.0),)})
     for call in (lambda: compare(loras(1, 3), wider), lambda: subspace_overlap(loras(1, 3), wider, LINEAR)):
