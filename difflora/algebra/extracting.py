@@ -118,7 +118,8 @@ def _nothing(before: BaseFacts, after: BaseFacts, *, modules: int, left_out: int
     if left_out:
         return (
             f"{before.name} and {after.name} differ in the norms, biases or embeddings of {left_out} modules "
-            "alone, which no LoRA changes. Take them along: vectors=True in Python, --vectors on the command line."
+            "alone, which no LoRA changes. Take them along: vectors=True in Python, --vectors on the command "
+            "line."
         )
     return (
         f"{before.name} and {after.name} hold the same numbers in all {modules} modules, so there is nothing "
