@@ -177,11 +177,14 @@ CONTENT: dict[str, tuple[bytes, str]] = {
         changed("lora_down.weight", torch.full((2, 4), -INF, dtype=torch.bfloat16)),
         f"{K}.lora_down.weight: 8 of 8",
     ),
-    "factor_without_dimensions": (changed("lora_down.weight", torch.tensor(1.0)), K),
-    "factor_of_one_dimension": (changed("lora_up.weight", torch.ones(8)), K),
+    "factor_without_dimensions": (changed("lora_down.weight", torch.tensor(1.0)), rf"{K}: down is \(\)"),
+    "factor_of_one_dimension": (
+        changed("lora_up.weight", torch.ones(8)),
+        rf"{K}: down is .* and up is \(8,\)",
+    ),
     "down_alone": (changed("lora_up.weight", None), f"{K}.*lora_up.weight"),
     "up_alone": (changed("lora_down.weight", None), f"{K}.*lora_down.weight"),
-    "ranks_that_differ": (changed("lora_up.weight", torch.ones(4, 3)), K),
+    "ranks_that_differ": (changed("lora_up.weight", torch.ones(4, 3)), f"{K}: down is .*, but up is"),
     "whole_numbers": (changed("lora_up.weight", torch.ones(4, 2, dtype=torch.int8)), f"{K}.*int8"),
     "yes_and_no": (changed("lora_up.weight", torch.ones(4, 2, dtype=torch.bool)), f"{K}.*bool"),
     "doubles": (changed("lora_up.weight", torch.ones(4, 2, dtype=torch.float64)), f"{K}.*float64"),
@@ -233,3 +236,13 @@ ACCEPTED_BY_THE_LIBRARY = (
     "empty_name",
 )
 """Read by safetensors 0.8 without an error. The 18th of that sort, HTML in metadata, is text here too."""
+
+PAGE = "<img src=x onerror=alert(1)> [bold]loud[/bold] :boom: {0} %s\x1b[2J\u202e"
+"""What a page, a terminal, or a template would make something else of; as text it has no control letters."""
+TEXT = PAGE.replace("\x1b", "\ufffd").replace("\u202e", "\ufffd")
+HTML_IN_METADATA = adapter(
+    {},
+    dict.fromkeys(
+        ("ss_training_comment", "ss_output_name", "modelspec.title", "modelspec.trigger_phrase", "note"), PAGE
+    ),
+)

@@ -14,9 +14,19 @@ from hypothesis import strategies as st
 
 from difflora.adapter import Adapter
 from difflora.errors import AdapterFileError
-from difflora.formats import inspect, read
+from difflora.formats import inspect, read, write
 from difflora.formats.container import read_tensors
-from tests.formats.malformed import ACCEPTED_BY_THE_LIBRARY, HEADERS, MALFORMED, K, adapter, raw
+from tests.commandline import verbs
+from tests.formats.malformed import (
+    ACCEPTED_BY_THE_LIBRARY,
+    HEADERS,
+    HTML_IN_METADATA,
+    MALFORMED,
+    TEXT,
+    K,
+    adapter,
+    raw,
+)
 
 SECONDS = 1.0
 
@@ -31,8 +41,8 @@ def _tables_are_loaded(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 def test_the_corpus_is_what_it_claims_to_be() -> None:
     assert len(MALFORMED) >= 60 and len(ACCEPTED_BY_THE_LIBRARY) == 17
-    for name in ACCEPTED_BY_THE_LIBRARY:
-        safetensors.torch.load(MALFORMED[name][0])
+    for content in (*(MALFORMED[name][0] for name in ACCEPTED_BY_THE_LIBRARY), HTML_IN_METADATA):
+        safetensors.torch.load(content)
 
 
 @pytest.mark.parametrize("name", MALFORMED)
@@ -57,11 +67,29 @@ def test_malformed_files_are_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_html_in_metadata_is_text(tmp_path: Path) -> None:
-    page = "<img src=x onerror=alert(1)>\x1b[2J"
+    """It is kept, since a comment may be about HTML, and stays the same text when it is written again."""
+    path, again = tmp_path / "page.safetensors", tmp_path / "again.safetensors"
+    path.write_bytes(HTML_IN_METADATA)
+    report, found = inspect(path), read(path)
+    assert report.ok and len(found.modules) == 1
+    assert set(report.metadata.values()) == {TEXT}
+    assert (found.meta.name, found.meta.trigger, report.name, report.trigger) == (TEXT,) * 4
+    write(found, again)
+    assert read(again).meta.training["ss_training_comment"] == TEXT
+    assert (read(again).meta.name, read(again).meta.trigger) == (TEXT, TEXT)
+
+
+def test_html_in_metadata_is_printed_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither markup nor escapes nor templates are made anything of."""
     path = tmp_path / "page.safetensors"
-    path.write_bytes(adapter({}, {"ss_training_comment": page, "ss_output_name": page}))
-    assert inspect(path).metadata["ss_training_comment"] == page.replace("\x1b", "\ufffd")
-    assert len(read(path).modules) == 1
+    path.write_bytes(HTML_IN_METADATA)
+    cli = verbs(capsys)
+    shown = cli("show", path, "--metadata")
+    assert shown.code == 0 and shown.out.count(TEXT) >= 5
+    assert set(json.loads(cli("show", path, "--json").out)["metadata"].values()) == {TEXT}
+    compared = cli("compare", path, path)
+    assert compared.code == 0 and "[bold]loud[/bold] :boom:" in " ".join(compared.out.split())
+    assert not any("\x1b" in said.out or "\u202e" in said.out for said in (shown, compared))
 
 
 GOOD = adapter({}, {"ss_output_name": "good"})
