@@ -81,7 +81,8 @@ fails where it is not what the code does.
 
 - **kohya**: flattened names, as kohya's sd-scripts, LyCORIS, OneTrainer and ai-toolkit write them.
 - **diffusers**: dotted names with `lora_adapter_metadata`; read as well are the dotted names of older
-  diffusers, ComfyUI (`diffusion_model.`, `text_encoders.clip_l.transformer.`), ai-toolkit, OneTrainer, XLabs.
+  diffusers, ComfyUI (`diffusion_model.`, `text_encoders.clip_l.transformer.`), ai-toolkit, OneTrainer, XLabs,
+  and those of the Open Model Initiative (OMI).
 - **peft**: a folder with `adapter_config.json`, or one such folder for each component.
 - **cloneofsimo**: numbered layers; read only, LoRA for Stable Diffusion 1 and 2 only.
 - Words of textual inversion, alone in a file or beside an adapter, are read, and written to kohya files.
