@@ -127,6 +127,11 @@ class Family:
             return self._special[flat, rows]
         return self._spellings.get(flat, ())
 
+    def whole_path(self, name: str) -> str | None:
+        """The path of which a module, by its name in a file, is all the rows, however many; None if it is not
+        that of one."""
+        return self._whole.get(name.replace(".", "_"))
+
     def paths_of(self, name: str) -> tuple[str, ...]:
         """The paths that a module stands for, by its name in a file; () if the family has no such module."""
         return tuple(dict.fromkeys(one.path for one in self.slices(name)))
@@ -174,6 +179,13 @@ class Family:
             if part.name == name:
                 return part
         raise KeyError(name)
+
+    @cached_property
+    def _whole(self) -> Mapping[str, str]:
+        """Accepted flattened name -> path, of every name that is one whole module for any number of rows."""
+        special = {name for name, _ in self._special}
+        names = self.kohya_names.items()
+        return MappingProxyType({name: path for name, path in names if name not in special})
 
     @cached_property
     def _spellings(self) -> Mapping[str, Slices]:

@@ -16,7 +16,7 @@ from difflora.adapter import Adapter
 from difflora.errors import AdapterFileError
 from difflora.families import Family
 from difflora.families.family import path_table
-from difflora.formats.format import DOWN, UP, Encoded, Format, Metadata, Part
+from difflora.formats.format import DOWN, UP, Encoded, Format, Metadata, Part, Parts, parts_in
 
 _NAME = re.compile(r"(unet|text_encoder):(\d{1,5}):(up|down)")
 _LEAVES = {"up": UP, "down": DOWN}
@@ -51,7 +51,7 @@ class Cloneofsimo(Format):
         return None
 
     @classmethod
-    def parts(cls, shapes: Mapping[str, tuple[int, ...]], metadata: Metadata) -> dict[str, Part | None]:
+    def parts(cls, shapes: Mapping[str, tuple[int, ...]], metadata: Metadata) -> Parts:
         """Every tensor name taken apart, with numbers made paths.
 
         Raises ValueError if the layers of no known model are as many, or of such shapes.
@@ -62,12 +62,14 @@ class Cloneofsimo(Format):
             ups = {int(match[2]): shapes[name] for name, match in found.items()
                    if match[1] == component and match[3] == "up"}  # fmt: skip
             paths[component] = _layers(component, ups, metadata)
-        return {
-            name: Part(paths[match[1]][int(match[2])], _LEAVES[match[3]])
-            if (match := found.get(name)) and int(match[2]) < len(paths[match[1]])
-            else None
-            for name in shapes
-        }
+        return parts_in(
+            {
+                name: Part(paths[match[1]][int(match[2])], _LEAVES[match[3]])
+                if (match := found.get(name)) and int(match[2]) < len(paths[match[1]])
+                else None
+                for name in shapes
+            }
+        )
 
     @classmethod
     def encode(cls, adapter: Adapter, family: Family) -> Encoded:

@@ -52,12 +52,12 @@ def load_tensors(file: BinaryIO, header: Header, where: str) -> TensorFile:
     """The tensors of an open file that stands where `load_header` left it; `where` names it in errors."""
     digest = hashlib.sha256()
     tensors: dict[str, Tensor] = {}
-    for name, entry in header.tensors.items():
-        tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+    for name, form in header.tensors.items():
+        tensor = torch.empty(form.shape, dtype=DTYPES[form.dtype])
         view = _bytes(tensor)
         if file.readinto(view) != len(view):  # pyright: ignore[reportAttributeAccessIssue]
             raise AdapterFileError(f"{where}: {clip(name)}: the file became shorter while it was read")
-        if entry.dtype == "BOOL" and bool((tensor.reshape(-1).view(torch.uint8) > 1).any()):
+        if form.dtype == "BOOL" and bool((tensor.reshape(-1).view(torch.uint8) > 1).any()):
             raise AdapterFileError(f"{where}: {clip(name)}: a BOOL is neither 0 nor 1")
         digest.update(view)
         tensors[name] = tensor
@@ -168,7 +168,7 @@ def _check_written(temporary: Path, tensors: Mapping[str, Tensor], target: Path)
     """Raises AdapterFileError unless the header on disk is valid and lists these tensors."""
     with open(temporary, "rb") as file:
         header = load_header(file, str(target))
-    found = {name: (entry.dtype, entry.shape) for name, entry in header.tensors.items()}
+    found = {name: (form.dtype, form.shape) for name, form in header.tensors.items()}
     wanted = {name: (_CODES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
     if found != wanted:
         raise AdapterFileError(f"{target}: what was written does not read back; the disk may be faulty")

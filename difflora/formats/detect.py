@@ -1,7 +1,9 @@
 """Which family of base models an adapter file was made for: from its names, then shapes, then metadata."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import partial
+from functools import lru_cache, partial
+from itertools import chain
 
 from difflora.families import FAMILIES, Family
 from difflora.formats.format import Format, Metadata
@@ -67,25 +69,35 @@ def detect(
     `widths` gives modules' numbers of input features. Where families know equally many, the widths decide,
     then what the metadata says, then whose spelling it is, then the order of FAMILIES.
     """
-    known = known_modules(layout, modules)
-    best = max(known.values(), default=0)
-    if best == 0 or (best < len(modules) and stranger(modules)):
-        return None
-    candidates = [family for family in FAMILIES if known[family.name] == best]
+    candidates = those_that_know_most(layout, modules)
     for hint in (
         partial(_by_width, layout, widths),
         partial(_by_metadata, metadata),
         partial(_by_spelling, layout, modules),
     ):
         candidates = _narrowed(candidates, hint)
-    return candidates[0]
+    return candidates[0] if candidates else None
+
+
+def those_that_know_most(layout: type[Format], modules: Collection[str]) -> list[Family]:
+    """The families that know as many of `modules` as any; none if that is none, or some are of a stranger."""
+    known = known_modules(layout, modules)
+    best = max(known.values(), default=0)
+    if best == 0 or (best < len(modules) and stranger(modules)):
+        return []
+    return [family for family in FAMILIES if known[family.name] == best]
 
 
 def known_modules(layout: type[Format], modules: Collection[str]) -> dict[str, int]:
     """Family name -> how many of the modules, as a file names them, that family has."""
-    return {
-        family.name: sum(layout.path(module, family) is not None for module in modules) for family in FAMILIES
-    }
+    counts = Counter(chain.from_iterable(_known_to(layout, module) for module in modules))
+    return {family.name: counts[family.name] for family in FAMILIES}
+
+
+@lru_cache(maxsize=1 << 15)
+def _known_to(layout: type[Format], module: str) -> tuple[str, ...]:
+    """The names of the families that have such a module."""
+    return tuple(family.name for family in FAMILIES if layout.path(module, family) is not None)
 
 
 def family_of_paths(paths: Collection[str], widths: Mapping[str, int], metadata: Metadata) -> Family | None:

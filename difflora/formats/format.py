@@ -8,6 +8,7 @@ says which factor it is; the leaves are kohya's and LyCORIS's own spellings ("lo
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 from torch import Tensor
@@ -30,6 +31,20 @@ class Part:
 
     module: str
     leaf: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parts:
+    """All tensor names of a file taken apart, those that are none of its format's with None; `modules` are
+    the modules, each once. Files of the same names mostly have the same object."""
+
+    of: Mapping[str, Part | None]
+    modules: tuple[str, ...]
+
+
+def parts_in(of: Mapping[str, Part | None]) -> Parts:
+    """The parts of a file, with their modules."""
+    return Parts(of, tuple(dict.fromkeys(part.module for part in of.values() if part)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +77,9 @@ class Format(ABC):
         """A tensor name taken apart; None if it is none of this format's."""
 
     @classmethod
-    def parts(cls, shapes: Mapping[str, tuple[int, ...]], metadata: Metadata) -> dict[str, Part | None]:
+    def parts(cls, shapes: Mapping[str, tuple[int, ...]], metadata: Metadata) -> Parts:
         """Every tensor name of a file taken apart."""
-        return {name: cls.part(name) for name in shapes}
+        return _parts(cls, tuple(shapes))
 
     @classmethod
     def settled(cls, kinds: tuple[Kind, ...], scale: ScaleOf) -> tuple[Kind, ...]:
@@ -91,6 +106,17 @@ class Format(ABC):
 
         Raises AdapterFileError naming everything that this format cannot hold.
         """
+
+
+# A library has thousands of files, which have the names of a few.
+@lru_cache(maxsize=32)
+def _parts(layout: type[Format], names: tuple[str, ...]) -> Parts:
+    return parts_in({name: _part(layout, name) for name in names})
+
+
+@lru_cache(maxsize=1 << 15)
+def _part(layout: type[Format], name: str) -> Part | None:
+    return layout.part(name)
 
 
 def refusal(adapter: Adapter, title: str, problems: list[str], step: str) -> AdapterFileError:

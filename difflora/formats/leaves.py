@@ -43,7 +43,7 @@ REFUSED: Mapping[str, str] = {
 }
 """Leaves of which it is known what they are, and the reason why no kind is made of them."""
 
-_NUMBERS = frozenset({ALPHA, "scale", "on_input", "bias_indices", "bias_size"})
+_OF_ANY_DTYPE = frozenset({ALPHA, "scale", "on_input", "bias_indices", "bias_size", *REFUSED})
 
 
 def kinds_of(leaves: Mapping[str, Tensor], scale: ScaleOf) -> tuple[Kind, ...]:
@@ -58,7 +58,7 @@ def kinds_of(leaves: Mapping[str, Tensor], scale: ScaleOf) -> tuple[Kind, ...]:
     problems += [
         f"{leaf} is {_short(tensor.dtype)}, expected float32, float16 or bfloat16"
         for leaf, tensor in sorted(leaves.items())
-        if leaf not in _NUMBERS | REFUSED.keys() and tensor.dtype not in FACTOR_DTYPES
+        if leaf not in _OF_ANY_DTYPE and tensor.dtype not in FACTOR_DTYPES
     ]
     if problems:
         raise AdapterError("; ".join(problems))
@@ -67,12 +67,16 @@ def kinds_of(leaves: Mapping[str, Tensor], scale: ScaleOf) -> tuple[Kind, ...]:
     left = as_difference(left, scale)
     kinds: list[Kind] = []
     has_alpha = False  # it is the module's, so that every kind of the module that knows one has it
+    shapes = {leaf: tuple(tensor.shape) for leaf, tensor in left.items()}
     for member in KINDS:
-        mine = member.claim({leaf: tuple(tensor.shape) for leaf, tensor in left.items()})
+        if not shapes.keys() - {ALPHA}:  # no kind is made of alpha alone
+            break
+        mine = member.claim(shapes)
         if not mine:
             continue
         claimed = {leaf: left[leaf] for leaf in sorted(mine)}
         left = {leaf: tensor for leaf, tensor in left.items() if leaf not in mine - {ALPHA}}
+        shapes = {leaf: shapes[leaf] for leaf in left}
         has_alpha |= ALPHA in mine
         try:
             kinds.append(member.from_leaves(claimed, scale))

@@ -8,8 +8,9 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from operator import sub
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -40,33 +41,37 @@ _METADATA_FIRST = f'{{"{METADATA}":'
 _PAIRS = json.JSONDecoder(object_pairs_hook=tuple)
 # Both never go back: linear in any text.
 _TENSOR = re.compile(
-    r'"([^"]++)":\{"dtype":"([A-Z0-9]++)","shape":\[([0-9,]*+)\],'
+    r'"([^"]++)":\{"dtype":"([A-Z0-9]++","shape":\[[0-9,]*+)\],'
     r'"data_offsets":\[(0|[1-9][0-9]{0,18}+),([1-9][0-9]{0,18}+)\]\}'
 )
+_BETWEEN = '","shape":['
 _SHAPE = re.compile(rf"(?:[1-9][0-9]{{0,9}}+(?:,[1-9][0-9]{{0,9}}+){{0,{MAX_DIMS - 1}}}+)?")
 
 
-class TensorEntry(NamedTuple):
-    """Where one tensor lies: `begin` and `end` are byte offsets into the data section."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Form:
+    """What a tensor is like, and its size in bytes.
+
+    Made by `form`, which gives tensors that are alike the same one, unless very many others came between.
+    """
 
     dtype: str
     shape: tuple[int, ...]
-    begin: int
-    end: int
+    size: int
 
 
 class PlainHeader(NamedTuple):
     """The tensors in the order of their data, which they cover without hole or overlap, and the metadata, of
     which all that is known is that they are text."""
 
-    tensors: Mapping[str, TensorEntry]
+    tensors: Mapping[str, Form]
     metadata: Mapping[str, str]
 
 
-class _Form(NamedTuple):
-    shape: tuple[int, ...]
-    size: int
-    """In bytes."""
+@lru_cache(maxsize=1 << 13)
+def form(dtype: str, shape: tuple[int, ...]) -> Form:
+    """The form of tensors of a dtype, by its name in DTYPES, and a shape."""
+    return Form(dtype, shape, math.prod(shape) * DTYPES[dtype].itemsize)
 
 
 def plain_header(text: bytes, data_size: int) -> PlainHeader | None:
@@ -79,14 +84,12 @@ def plain_header(text: bytes, data_size: int) -> PlainHeader | None:
     except (ValueError, RecursionError):
         return None
     before, *columns = _TENSOR.split(whole[start:])
-    if before != ("," if start else "{") or not _only_commas(columns[5::6]):
+    if before != ("," if start else "{") or not _only_commas(columns[4::5]):
         return None
     if not isinstance(pairs, tuple) or not all(isinstance(value, str) for _, value in pairs):
         return None
-    metadata = dict(pairs)
-    tensors = _tensors(columns)
-    end = next(reversed(tensors.values())).end if tensors else 0
-    return PlainHeader(tensors, metadata) if end == data_size > 0 and len(metadata) == len(pairs) else None
+    metadata, tensors = dict(pairs), _tensors(columns, data_size)
+    return PlainHeader(tensors, metadata) if tensors and len(metadata) == len(pairs) else None
 
 
 def _only_commas(between: Sequence[str]) -> bool:
@@ -94,40 +97,40 @@ def _only_commas(between: Sequence[str]) -> bool:
     return bool(between) and {*between[:-1]} <= {","} and between[-1].rstrip(" \t\n\r") == "}"
 
 
-def _tensors(columns: Sequence[str]) -> dict[str, TensorEntry]:
-    """The tensors of every six texts (name, dtype, shape, begin, end, what follows) in the order of their
+def _tensors(columns: Sequence[str], data_size: int) -> dict[str, Form]:
+    """The tensors of every five texts (name, dtype and shape, begin, end, what follows) in the order of their
     data; none of them if anything is wrong with one, or they do not lie one after the other."""
-    names, dtypes, shapes = columns[0::6], columns[1::6], columns[2::6]
-    begins, ends = list(map(int, columns[3::6])), list(map(int, columns[4::6]))
-    if begins != sorted(begins):  # which a header need not list in their order
-        rows = sorted(zip(begins, ends, names, dtypes, shapes, strict=True))
-        begins, ends, names, dtypes, shapes = (list(column) for column in zip(*rows, strict=True))
-    forms = list(map(_form, dtypes, shapes))
-    sizes = [form.size for form in forms if form]
-    if begins != [0, *ends[:-1]] or sizes != list(map(sub, ends, begins)) or not _sound_names(names):
+    names, forms, begins, ends = (columns[column::5] for column in range(4))
+    if begins != ["0", *ends[:-1]]:  # a header need not be in the order of the data
+        rows = sorted(zip(begins, names, forms, ends, strict=True), key=lambda row: int(row[0]))
+        begins, names, forms, ends = map(list, zip(*rows, strict=True))
+    found = [one for one in map(_form, forms) if one]
+    stops = list(accumulate([one.size for one in found]))
+    sound = _sound_names(tuple(names))
+    if begins != ["0", *ends[:-1]] or stops != list(map(int, ends)) or stops[-1] != data_size or not sound:
         return {}
-    entries = map(TensorEntry, dtypes, [form.shape for form in forms if form], begins, ends)
-    return dict(zip(names, entries, strict=True))
+    return dict(zip(sound, found, strict=True))
 
 
-@lru_cache(maxsize=4096)
-def _form(dtype: str, shape: str) -> _Form | None:
-    """What a dtype and a shape, as a header spells them, mean; None if a tensor cannot be like that."""
+@lru_cache(maxsize=1 << 13)
+def _form(text: str) -> Form | None:
+    """The form that a dtype and a shape, as a header spells them, mean; None if no tensor can have it."""
+    dtype, _, shape = text.partition(_BETWEEN)
     if dtype not in DTYPES or not _SHAPE.fullmatch(shape):
         return None
     sizes = tuple(map(int, shape.split(","))) if shape else ()
-    if max(sizes, default=0) > MAX_DIM:
-        return None
-    return _Form(sizes, math.prod(sizes) * DTYPES[dtype].itemsize)
+    return form(dtype, sizes) if max(sizes, default=0) <= MAX_DIM else None
 
 
-def _sound_names(names: Sequence[str]) -> bool:
-    """Whether the names are as they stand, all different, and no longer or more than they may be."""
+@lru_cache(maxsize=32)  # thousands of files have the names of a few
+def _sound_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names, if they are as they stand, all different, and no longer or more than they may be."""
     letters = "".join(names)
-    return (
+    is_sound = (
         len(names) <= MAX_TENSORS
         and len({*names, METADATA}) > len(names)
         and max(map(len, names)) <= MAX_NAME
         and "\\" not in letters
         and letters.isprintable()
     )
+    return names if is_sound else ()

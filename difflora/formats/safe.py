@@ -24,7 +24,8 @@ from difflora.formats.plain import (
     MAX_NAME,
     MAX_TENSORS,
     METADATA,
-    TensorEntry,
+    Form,
+    form,
     plain_header,
 )
 
@@ -41,6 +42,15 @@ _JSON_STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+(?:"|\Z)', re.DOTALL)  # never 
 
 
 @dataclass(frozen=True, slots=True)
+class _Entry:
+    """A tensor, and where it lies: `begin` and `end` are byte offsets into the data section."""
+
+    form: Form
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class Header:
     """A valid header: the tensors in the order of their data, which they cover without hole or overlap.
 
@@ -48,7 +58,7 @@ class Header:
     the data section.
     """
 
-    tensors: Mapping[str, TensorEntry]
+    tensors: Mapping[str, Form]
     metadata: Mapping[str, str]
     data_start: int
     file_size: int
@@ -143,7 +153,8 @@ def _require_few_parts(text: bytes, where: str) -> None:
 
 def _has_many_parts(structure: bytes) -> bool:
     # A tensor has two lists, and between its parts and the next tensor at most as many commas as this.
-    return structure.count(b"[") > 2 * MAX_TENSORS or structure.count(b",") > (MAX_DIMS + 4) * MAX_TENSORS
+    lists, commas = 2 * MAX_TENSORS, (MAX_DIMS + 4) * MAX_TENSORS
+    return structure.count(b"[") > lists or (len(structure) > commas and structure.count(b",") > commas)
 
 
 def _parse_json(text: bytes, where: str) -> dict[str, Any]:
@@ -192,17 +203,17 @@ def _metadata(content: Any, where: str) -> dict[str, str]:
     return {key: _UNPRINTABLE.sub("\ufffd", value) for key, value in content.items()}
 
 
-def _entries(content: Mapping[str, Any], data_size: int, where: str) -> dict[str, TensorEntry]:
+def _entries(content: Mapping[str, Any], data_size: int, where: str) -> dict[str, Form]:
     if len(content) > MAX_TENSORS:
         raise AdapterFileError(f"{where}: it lists more than {MAX_TENSORS} tensors")
     problems: list[str] = []
-    entries: dict[str, TensorEntry] = {}
+    entries: dict[str, _Entry] = {}
     for name, fields in content.items():
         reason = _name_problem(name) or _entry_problem(fields)
         if reason:
             problems.append(f"{clip(name)}: {reason}")
             continue
-        entries[name] = TensorEntry(fields["dtype"], tuple(fields["shape"]), *fields["data_offsets"])
+        entries[name] = _Entry(form(fields["dtype"], tuple(fields["shape"])), *fields["data_offsets"])
     if not problems:
         if not entries:
             raise AdapterFileError(f"{where}: holds no tensors")
@@ -213,7 +224,7 @@ def _entries(content: Mapping[str, Any], data_size: int, where: str) -> dict[str
             f"{where}: the header is malformed (problems: {len(problems)}).\n{listing(problems)}\n"
             "The file is damaged or was made to mislead; download or export it again"
         )
-    return entries
+    return {name: entry.form for name, entry in entries.items()}
 
 
 def _name_problem(name: str) -> str | None:
@@ -249,7 +260,7 @@ def _whole_numbers(values: Any, limit: int, *, count: range) -> bool:
     return all(type(value) is int and 0 <= value <= limit for value in values)  # bool is an int, but no size
 
 
-def _cover_problems(entries: Mapping[str, TensorEntry], data_size: int) -> list[str]:
+def _cover_problems(entries: Mapping[str, _Entry], data_size: int) -> list[str]:
     """Every place where the data section is not covered exactly once."""
     problems = []
     end, last = 0, ""

@@ -12,7 +12,7 @@ from difflora.formats.container import TensorFile, load_tensors
 from difflora.formats.format import Metadata
 from difflora.formats.peft import PeftFolder
 from difflora.formats.peft_config import METADATA_KEY
-from difflora.formats.safe import Header, TensorEntry, load_header, open_plain
+from difflora.formats.safe import Form, Header, load_header, open_plain
 
 MAX_FILE = 4 << 30
 
@@ -25,14 +25,14 @@ class Source:
 
     where: Path
     size: int
-    entries: Mapping[str, TensorEntry]
+    forms: Mapping[str, Form]
     metadata: Metadata
     load: Callable[[], TensorFile]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Tensor name -> shape."""
-        return {name: entry.shape for name, entry in self.entries.items()}
+        return {name: form.shape for name, form in self.forms.items()}
 
 
 @contextmanager
@@ -70,11 +70,11 @@ def _source(path: Path, header: Header, load: Callable[[], TensorFile]) -> Sourc
 
 def _joined(where: Path, parts: Sequence[tuple[PeftFolder, Source]]) -> Source:
     """PEFT folders as one source, whose tensors are named after their component."""
-    located = [(peft.located(folder, source.entries), source) for folder, source in parts]
-    entries = {
-        peft.outer(folder.component, name): entry
+    located = [(peft.located(folder, source.forms), source) for folder, source in parts]
+    forms = {
+        peft.outer(folder.component, name): form
         for folder, source in located
-        for name, entry in source.entries.items()
+        for name, form in source.forms.items()
     }
     metadata = {key: value for _, source in reversed(parts) for key, value in source.metadata.items()}
     metadata[METADATA_KEY] = peft.configuration([folder for folder, _ in located])
@@ -89,4 +89,4 @@ def _joined(where: Path, parts: Sequence[tuple[PeftFolder, Source]]) -> Source:
         return TensorFile(tensors, metadata, peft.data_hash([file.data_hash for _, file in files]))
 
     folder = where.parent if where.is_file() else where
-    return Source(folder, sum(source.size for _, source in parts), entries, metadata, load)
+    return Source(folder, sum(source.size for _, source in parts), forms, metadata, load)

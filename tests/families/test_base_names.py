@@ -109,6 +109,16 @@ def test_no_two_paths_share_a_spelling(member: Family) -> None:
 
 
 @pytest.mark.parametrize("member", FAMILIES, ids=lambda member: member.name)
+def test_a_whole_path_is_all_the_rows_however_many(member: Family) -> None:
+    heights = {one.rows for one in member.specials}
+    assert member.whole_path("no_such_module") is None
+    for spelling in {*member.kohya_names, *member.fused}:
+        every = {member.slices(spelling), *(member.slices(spelling, rows=rows) for rows in heights)}
+        is_whole = len(every) == 1 and all(slices[0].is_whole for slices in every)
+        assert member.whole_path(spelling) == (member.slices(spelling)[0].path if is_whole else None)
+
+
+@pytest.mark.parametrize("member", FAMILIES, ids=lambda member: member.name)
 def test_what_is_written_is_read_as_the_same_path(member: Family) -> None:
     assert all(member.kohya_names[member.kohya_name(path)] == path for path in member.paths)
     assert all(member.component(path).name == path.split(".")[0] for path in member.paths)

@@ -37,6 +37,8 @@ NEAR = {
     "in_another_order": compact({"b": B, "a": A}),
     "no_order_and_a_hole": compact({"b": entry(20, 32), "a": A}),
     "fields_in_another_order": compact({"a": dict(reversed(entry(0, 32).items()))}),
+    "no_order_and_one_begins_early": compact({"b": entry(12, 32, shape=[4]), "a": A}),
+    "one_begins_early": compact({"a": A, "b": entry(12, 32, shape=[4])}),
     "the_first_begins_late": compact({"a": entry(8, 32)}),
     "an_overlap": compact({"a": A, "b": entry(8, 32)}),
     "data_beyond_the_last": compact({"a": A}),
