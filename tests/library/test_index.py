@@ -1,6 +1,7 @@
 """What a library keeps of its folders between runs: nothing is read twice, nothing stale is believed."""
 
 import os
+import shutil
 import time
 
 import pytest
@@ -10,6 +11,7 @@ from difflora.errors import LibraryError
 from difflora.formats import hashes, inspect, write
 from difflora.library import Library, shelf
 from difflora.library import entry as entry_module
+from tests.library.collection import collect
 from tests.library.scenes import adapter
 
 
@@ -102,15 +104,7 @@ def test_a_file_that_changed_unseen_is_not_taken_for_the_old_one(folder, tmp_pat
 
 
 def timed_index(tmp_path, count):
-    """Processor seconds for a library of `count` small files, without an index and with one."""
-    source = tmp_path / "one.safetensors"
-    write(adapter(0), source)
-    raw = source.read_bytes()
-    for number in range(count):
-        path = tmp_path / "many" / str(number % 40) / f"style {number}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(raw)
-        path.with_suffix(".json").write_text('{"activation text": "some words"}')
+    """Processor seconds for the `count` adapters in the folder `many`, without an index and with one."""
     times = []
     for _ in range(4):
         start = time.process_time()
@@ -120,15 +114,41 @@ def timed_index(tmp_path, count):
     return times[0], min(times[1:])
 
 
-def test_hundreds_of_files_are_indexed_at_once(tmp_path):
+def test_hundreds_of_small_files_are_indexed_at_once(tmp_path):
+    source = tmp_path / "one.safetensors"
+    write(adapter(0), source)
+    raw = source.read_bytes()
+    for number in range(400):
+        path = tmp_path / "many" / str(number % 40) / f"style {number}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(raw)
+        path.with_suffix(".json").write_text('{"activation text": "some words"}')
     cold, warm = timed_index(tmp_path, 400)
     assert cold < 1.6
     assert warm < 0.16
 
 
+def test_adapters_of_real_size_are_known_by_their_headers(tmp_path):
+    """Each of their modules, in every spelling; the bound is far above what a file takes once others like it
+    were looked at, and far below what its tensors took when each was looked at by itself."""
+    modules = collect(tmp_path / "many", 120)
+    cold, _ = timed_index(tmp_path, 120)
+    entries = Library(tmp_path / "many", index=tmp_path / "index").entries.values()
+    assert sum(sum(entry.kinds.values()) for entry in entries) == modules
+    assert {entry.family for entry in entries} == {"sd1", "sdxl"}
+    assert {kind for entry in entries for kind in entry.kinds} == {"lora", "loha", "lokr", "dora"}
+    assert {entry.facts.format for entry in entries} == {"kohya", "diffusers", "peft"}
+    assert {entry.trigger for entry in entries} == {"some words"}
+    assert cold / 120 < 0.025
+
+
 @pytest.mark.slow
-def test_five_thousand_files_are_indexed_in_seconds(tmp_path):
-    cold, warm = timed_index(tmp_path, 5000)
+def test_five_thousand_adapters_of_real_size_are_indexed_in_seconds(tmp_path):
+    collect(tmp_path / "many", 5000)
+    try:
+        cold, warm = timed_index(tmp_path, 5000)
+    finally:
+        shutil.rmtree(tmp_path / "many")  # the headers alone are hundreds of megabytes
     print(f"5,000 files: {cold:.2f} s cold, {warm:.2f} s with an index")
     assert cold < 20
     assert warm < 1
