@@ -11,16 +11,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from difflora.adapter import Adapter, AdapterMeta, Stack, Weight, same
-    from difflora.algebra import bake, compare, extract, heat_map, interference, merge, negate, resize, scale
+    from difflora.algebra import (
+        bake,
+        compare,
+        extract,
+        heat_map,
+        interference,
+        merge,
+        negate,
+        profile,
+        resize,
+        scale,
+    )
     from difflora.apply import applied
+    from difflora.data.survey import Survey, survey
+    from difflora.encode import token_count
     from difflora.errors import AlreadyTrained, DiffloraError, Interrupted
-    from difflora.families import Model, identify, load
+    from difflora.families import Model, identify, load, outline
     from difflora.fit import FitReport, fits
     from difflora.formats import FileReport, inspect, read, write
     from difflora.generate import generate, replay
     from difflora.grid import Axis, grid
-    from difflora.library import Library, resolve
-    from difflora.recipe import Recipe, Request, read_recipe, save_png
+    from difflora.latent_colours import LatentColours
+    from difflora.library import Library, LibraryEntry, resolve
+    from difflora.recipe import Recipe, Request, read_parameters, read_recipe, save_png
     from difflora.samplers import SAMPLERS
     from difflora.training.config import TrainConfig, configure
     from difflora.training.loop import StepReport, train
@@ -39,12 +53,15 @@ __all__ = [
     "FileReport",
     "FitReport",
     "Interrupted",
+    "LatentColours",
     "Library",
+    "LibraryEntry",
     "Model",
     "Recipe",
     "Request",
     "Stack",
     "StepReport",
+    "Survey",
     "TrainConfig",
     "Weight",
     "__version__",
@@ -63,7 +80,10 @@ __all__ = [
     "load",
     "merge",
     "negate",
+    "outline",
+    "profile",
     "read",
+    "read_parameters",
     "read_recipe",
     "replay",
     "resize",
@@ -71,6 +91,8 @@ __all__ = [
     "same",
     "save_png",
     "scale",
+    "survey",
+    "token_count",
     "train",
     "write",
 ]
@@ -85,18 +107,22 @@ _NAMES = {
         "interference",
         "merge",
         "negate",
+        "profile",
         "resize",
         "scale",
     ),
     "apply": ("applied",),
+    "data.survey": ("Survey", "survey"),
+    "encode": ("token_count",),
     "errors": ("AlreadyTrained", "DiffloraError", "Interrupted"),
-    "families": ("Model", "identify", "load"),
+    "families": ("Model", "identify", "load", "outline"),
     "fit": ("FitReport", "fits"),
     "formats": ("FileReport", "inspect", "read", "write"),
     "generate": ("generate", "replay"),
     "grid": ("Axis", "grid"),
-    "library": ("Library", "resolve"),
-    "recipe": ("Recipe", "Request", "read_recipe", "save_png"),
+    "latent_colours": ("LatentColours",),
+    "library": ("Library", "LibraryEntry", "resolve"),
+    "recipe": ("Recipe", "Request", "read_parameters", "read_recipe", "save_png"),
     "samplers": ("SAMPLERS",),
     "training.config": ("TrainConfig", "configure"),
     "training.loop": ("StepReport", "train"),

@@ -15,7 +15,7 @@ from difflora.adapter import Adapter, Stack, Weight
 from difflora.apply import Mode, applied, default_mode
 from difflora.errors import ConfigError, LibraryError, RecipeError, listing
 from difflora.recipe import Recipe, RecipeAdapter, RecipeBase, Request, png_text
-from difflora.render import Batch, StepHook, chunks_needed, draw
+from difflora.render import Batch, StepHook, Watch, chunks_needed, draw
 
 if TYPE_CHECKING:
     from difflora.families.model import BaseFacts, Model
@@ -46,11 +46,13 @@ def generate(
     mode: Mode | None = None,
     count: int | None = None,
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> list[Image.Image]:
     """`count` images (None: one batch), each with its recipe in `info["difflora"]` and `info["parameters"]`.
 
     Image i is drawn from seed + i, `request.batch` images at once. Fields of the request that are None take
     the base's own values (`resolved`). `mode` is how the stack is applied, None for `default_mode(model)`.
+    `watch` is shown the latents of a batch after each step (`LatentColours` makes pictures of them).
     The same call gives the same bytes on the same machine with the same versions, dtype, batch and thread
     count. Raises FitError or ApplyError as `applied` does, PromptError, ConfigError, GenerationError on NaN.
     """
@@ -65,7 +67,7 @@ def generate(
     with applied(model, stack, mode=how):
         for number, batch in enumerate(batches):
             hook = step_hook(progress, done=number * settings.steps, total=total)
-            images += draw_rows(model, batch, mode=how, on_step=hook)
+            images += draw_rows(model, batch, mode=how, on_step=hook, watch=watch)
     return images
 
 
@@ -115,7 +117,13 @@ def resolved(request: Request, facts: BaseFacts) -> Request:
 
 
 def draw_rows(
-    model: Model, rows: Sequence[Row], *, mode: Mode, chunks: int = 1, on_step: StepHook | None = None
+    model: Model,
+    rows: Sequence[Row],
+    *,
+    mode: Mode,
+    chunks: int = 1,
+    on_step: StepHook | None = None,
+    watch: Watch | None = None,
 ) -> list[Image.Image]:
     """The images of one batch, each with its recipe; the rows' mixes must be applied to the model already.
 
@@ -123,7 +131,7 @@ def draw_rows(
     """
     batch = batch_of(rows, chunks=chunks)
     shared = chunks_needed(model, batch)
-    images = draw(model, batch_of(rows, chunks=shared), on_step=on_step)
+    images = draw(model, batch_of(rows, chunks=shared), on_step=on_step, watch=watch)
     for index, (image, row) in enumerate(zip(images, rows, strict=True)):
         recipe = Recipe(
             request=row.request,

@@ -17,7 +17,7 @@ from difflora.apply import Live, applied
 from difflora.errors import ConfigError, listing
 from difflora.generate import Progress, Row, batch_of, draw_rows, resolved, step_hook
 from difflora.recipe import Request
-from difflora.render import chunks_needed
+from difflora.render import Watch, chunks_needed
 from difflora.sheet import Labels, contact_sheet
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def grid(
     stack: Stack,
     axes: Sequence[Axis],
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> Sheet:
     """Draws every combination of the axes' values: axes[0] along the columns, axes[1] (if given) along the
     rows.
@@ -83,7 +84,8 @@ def grid(
     What no axis changes comes from `request` and `stack`. `request.batch` cells are drawn at once where
     they share steps, guidance and the number of text chunks. The stack is live: a cell equals a single
     image of the same mix in live mode but for the rounding that the batch size brings (at most 1 of 255 in
-    float32). `progress(done, total)` counts steps; raising from it aborts.
+    float32). `progress(done, total)` counts steps; raising from it aborts. `watch` is shown the latents of
+    the cells that are drawn at once.
 
     Raises ConfigError naming everything that is wrong with the axes, ApplyError and FitError as `applied`
     does.
@@ -96,7 +98,7 @@ def grid(
         for y in ([None] if down is None else [(down, value) for value in down.values])
         for x in across.values
     ]
-    drawn = _draw_all(model, wanted, stack=stack, size=settings.batch, progress=progress)
+    drawn = _draw_all(model, wanted, stack=stack, size=settings.batch, progress=progress, watch=watch)
     width = len(across.values)
     cells = tuple(tuple(drawn[start : start + width]) for start in range(0, len(drawn), width))
     image = contact_sheet(
@@ -188,7 +190,13 @@ def _runs(model: Model, cells: Sequence[Row], *, size: int) -> list[list[int]]:
 
 
 def _draw_all(
-    model: Model, cells: Sequence[Row], *, stack: Stack, size: int, progress: Progress | None
+    model: Model,
+    cells: Sequence[Row],
+    *,
+    stack: Stack,
+    size: int,
+    progress: Progress | None,
+    watch: Watch | None,
 ) -> list[Image.Image]:
     """The pictures of `cells`, in their order."""
     drawn: dict[int, Image.Image] = {}
@@ -200,6 +208,6 @@ def _draw_all(
             rows = [cells[index] for index in run]
             mix.set_image_weights([[weight for _, weight in row.stack] for row in rows])
             hook = step_hook(progress, done=done, total=total)
-            drawn |= zip(run, draw_rows(model, rows, mode="live", on_step=hook), strict=True)
+            drawn |= zip(run, draw_rows(model, rows, mode="live", on_step=hook, watch=watch), strict=True)
             done += rows[0].request.steps
     return [drawn[index] for index in range(len(cells))]

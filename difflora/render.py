@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 StepHook = Callable[[int, int], None]
 """Called after each step with (steps done, steps in all); raising from it aborts."""
+Watch = Callable[[Tensor], None]
+"""Called after each step with the latents (B, 4, height / 8, width / 8) of the batch: to look at only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,9 @@ class Batch:
 
 
 @torch.no_grad()
-def draw(model: Model, batch: Batch, *, on_step: StepHook | None = None) -> list[Image.Image]:
+def draw(
+    model: Model, batch: Batch, *, on_step: StepHook | None = None, watch: Watch | None = None
+) -> list[Image.Image]:
     """The images of one batch, in order.
 
     Every random number of image i comes from seeds[i], drawn on the CPU: the same on every device. Calls
@@ -67,7 +71,7 @@ def draw(model: Model, batch: Batch, *, on_step: StepHook | None = None) -> list
     returned then.
     """
     positive, negative = _conditioning(model, batch)
-    latents = _denoise(model, batch, positive=positive, negative=negative, on_step=on_step)
+    latents = _denoise(model, batch, positive=positive, negative=negative, on_step=on_step, watch=watch)
     return _decode(model, latents)
 
 
@@ -102,6 +106,7 @@ def _denoise(
     positive: TextConditioning,
     negative: TextConditioning | None,
     on_step: StepHook | None,
+    watch: Watch | None,
 ) -> Tensor:
     pipeline = model.pipeline
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in batch.seeds]
@@ -109,6 +114,8 @@ def _denoise(
 
     def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         finite.append(tensors["latents"].isfinite().all())
+        if watch is not None:
+            watch(tensors["latents"])
         if on_step is not None:
             on_step((step + 1) * batch.steps // pipe.num_timesteps, batch.steps)
         return tensors

@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("samplers", "prompts", "vocabulary"),
     ("recipe",),
     ("families",),
-    ("fit",),
+    ("fit", "latent_colours"),
     ("formats", "apply"),
     ("inject", "algebra", "encode"),
     ("library", "data", "render"),

@@ -17,12 +17,30 @@ if TYPE_CHECKING:
     from difflora.families.detect import identify
     from difflora.families.loading import load
     from difflora.families.model import BaseFacts, Model
+    from difflora.families.outline import outline
 
 FAMILIES: tuple[Family, ...] = (SD1, SDXL, FLUX, SD3)
 
-__all__ = ["FAMILIES", "BaseFacts", "Component", "Family", "Model", "TextSpec", "family", "identify", "load"]
+__all__ = [
+    "FAMILIES",
+    "BaseFacts",
+    "Component",
+    "Family",
+    "Model",
+    "TextSpec",
+    "family",
+    "identify",
+    "load",
+    "outline",
+]
 
-_HOMES = {"identify": "detect", "load": "loading", "BaseFacts": "model", "Model": "model"}
+_HOMES = {
+    "identify": "detect",
+    "load": "loading",
+    "outline": "outline",
+    "BaseFacts": "model",
+    "Model": "model",
+}
 
 
 def family(name: str) -> Family:

@@ -40,7 +40,7 @@ def read_single_file(
             local_files_only=True,
             torch_dtype=dtype,
             vae=vae,
-            **_tokenizers(family, configs),
+            **tokenizers(family, configs),
             scheduler=scheduler,
             **without_extras(pipeline_class),
         )
@@ -80,7 +80,8 @@ def _original(part: Component, shapes: Shapes) -> Original:
     return max(part.originals, key=lambda original: sum(name.startswith(original.prefix) for name in needed))
 
 
-def _tokenizers(family: Family, configs: Path) -> dict[str, Any]:
+def tokenizers(family: Family, configs: Path) -> dict[str, Any]:
+    """The tokenizers of a checkpoint, which has none itself, by their names in the pipeline."""
     found = {}
     for part in family.components:
         if part.is_text:
