@@ -32,6 +32,7 @@ VERBS: Mapping[str, str] = {
     "convert": "Write an adapter in another format, or out of a pickle.",
     "library": "List the adapters in folders, and find one by name or hash.",
     "show": "Say what a base model, an adapter file or an image is.",
+    "ui": "Serve the web UI: train, generate and blend in a browser.",
     "demo": "Train two styles and a subject on the small base that comes along, and blend them.",
 }
 

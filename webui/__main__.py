@@ -1,8 +1,10 @@
 """`python -m webui`."""
 
+import sys
+
 import tyro
 
-from webui.app import main
+from webui.app import Flags, main
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m webui")
+    sys.exit(main(tyro.cli(Flags, prog="python -m webui")))

@@ -1,50 +1,168 @@
-"""The app: a page with one tab for each entry of TABS, served on the loopback address."""
+"""The app: a page with one tab for each entry of TABS, served with a worker process that does the jobs."""
 
+from __future__ import annotations
+
+import getpass
+import html
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import fastapi
 import gradio as gr
 import tyro
+import uvicorn
 
-from webui.shared import Settings, Shared
+from difflora import DiffloraError
+from webui import api
+from webui.passwords import Gate, PasswordError, add_user, read_users
+from webui.settings import Settings
+from webui.shared import Shared
 from webui.tabs import TABS
+from webui.tabs.tab import Page
+from webui.visitors import Visitors
+from webui.worker import Supervisor
 
-HOST = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
+EVERYWHERE = "0.0.0.0"
+ASSETS = Path(__file__).parent / "assets"
+MAX_UPLOAD = "64mb"
+SAMPLES = Path(__file__).parents[1] / "sample_data"
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Train, generate and blend in the browser."""
+
+    port: int = 7860
+    """Port of the page."""
+    base_model: str = str(SAMPLES / "shapes-sd")
+    """Base that the forms begin with: a folder, a .safetensors file, or a Hub id."""
+    data: str = str(SAMPLES / "styles" / "halftone")
+    """Folder to learn from, to begin with."""
+    output: Path = Path("outputs")
+    """Folder for pictures, trained adapters and the queue."""
+    loras: Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER")] = ()
+    """A further folder of adapters, such as models/Lora of another program; only read. May be repeated."""
+    browser: bool = False
+    """Open the page in a browser."""
+    listen: bool = False
+    """Let other computers reach the page; needs --auth."""
+    auth: Path | None = None
+    """File of users, who then have to log in; --add-user writes it."""
+    add_user: str | None = None
+    """Add a user of this name to the file of --auth, ask for the password, and end."""
+    insecure: bool = False
+    """With --listen: let everybody in without a password."""
+
+
+def main(flags: Flags) -> int:
+    """Serves the page until Ctrl-C; returns the exit code."""
+    try:
+        if flags.add_user is not None:
+            return _add(flags)
+        users = _users(flags)
+        shared = Shared(_settings(flags), is_shared=flags.listen)
+        server = fastapi.FastAPI(title="difflora", docs_url=None, redoc_url=None, openapi_url=None)
+        app = mounted(server, shared, gate=Gate(users) if users else None)
+    except DiffloraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    supervisor = Supervisor(shared.jobs, shared.settings)
+    supervisor.start()
+    host = EVERYWHERE if flags.listen else LOOPBACK
+    print(f"difflora is at http://{LOOPBACK}:{flags.port} (Ctrl-C ends it)", flush=True)
+    if flags.browser:
+        import webbrowser
+
+        webbrowser.open(f"http://{LOOPBACK}:{flags.port}")
+    try:
+        uvicorn.run(app, host=host, port=flags.port, log_level="warning", timeout_graceful_shutdown=3)
+    finally:
+        supervisor.stop()
+    return 0
 
 
 def build(shared: Shared) -> gr.Blocks:
     """The page, not yet served."""
-    with gr.Blocks(title="difflora", analytics_enabled=False) as app:
-        for tab in TABS:
-            with gr.Tab(tab.title):
-                tab.build(shared)
+    with gr.Blocks(title="difflora", analytics_enabled=False) as page:
+        with gr.Row(elem_id="header"):
+            gr.Markdown("## difflora", min_width=120)
+            base = gr.Textbox(
+                shared.settings.base_model,
+                label="Base model",
+                info="Folder, .safetensors file or Hub id.",
+                elem_id="base",
+                scale=6,
+            )
+            facts = gr.HTML(_facts(shared, shared.settings.base_model), elem_id="base-facts")
+        base.submit(lambda name: _facts(shared, name), base, facts, api_visibility="private")
+        pick = gr.Textbox(visible=False)
+        with gr.Tabs() as tabs:
+            widgets = Page(page, base, pick, tabs)
+            for tab in TABS:
+                with gr.Tab(tab.title, id=tab.title.lower()):
+                    tab.build(shared, widgets)
+        api.build(shared)
+    page.queue(max_size=256, default_concurrency_limit=16)
+    return page
+
+
+def mounted(server: fastapi.FastAPI, shared: Shared, *, gate: Gate | None) -> fastapi.FastAPI:
+    """The page on a server. Nothing is served but what the page itself hands out."""
+    app = gr.mount_gradio_app(
+        server,
+        build(shared),
+        path="/",
+        auth=gate,
+        auth_message=None,
+        allowed_paths=[],
+        blocked_paths=[str(folder.resolve()) for folder in shared.settings.private],
+        max_file_size=MAX_UPLOAD,
+        show_error=False,
+        ssr_mode=False,
+        mcp_server=False,
+        footer_links=["api", "settings"],
+        theme=gr.themes.Default(),
+        css=(ASSETS / "page.css").read_text(encoding="utf-8"),
+        head=f"<script>{(ASSETS / 'keys.js').read_text(encoding='utf-8')}</script>",
+    )
+    app.add_middleware(Visitors)
     return app
 
 
-def main(
-    port: Annotated[int, tyro.conf.arg(help="port on 127.0.0.1")] = 7860,
-    base_model: Annotated[
-        str, tyro.conf.arg(help="base that the forms begin with")
-    ] = "sample_data/shapes-sd",
-    data: Annotated[
-        str, tyro.conf.arg(help="folder to learn from, to begin with")
-    ] = "sample_data/styles/halftone",
-    output: Annotated[Path, tyro.conf.arg(help="folder for images and trained adapters")] = Path("outputs"),
-    browser: Annotated[bool, tyro.conf.arg(help="open the page in a browser")] = False,
-) -> None:
-    """Train and draw in the browser."""
-    app = build(Shared(Settings(base_model, data, output)))
-    print(f"difflora is at http://{HOST}:{port} (Ctrl-C ends it)", flush=True)
-    app.queue(max_size=64).launch(
-        server_name=HOST,
-        server_port=port,
-        inbrowser=browser,
-        share=False,
-        quiet=True,
-        show_error=True,
-        ssr_mode=False,
-        mcp_server=False,
-        footer_links=[],
-        allowed_paths=[str(output.resolve())],
-        theme=gr.themes.Default(),
+def _settings(flags: Flags) -> Settings:
+    return Settings(flags.base_model, flags.data, flags.output, tuple(flags.loras))
+
+
+def _users(flags: Flags) -> dict[str, str]:
+    """Who may log in; nobody has to on a page of this computer alone. Raises PasswordError if others could
+    come in without."""
+    if flags.listen and flags.auth is None and not flags.insecure:
+        raise PasswordError(
+            "--listen lets other computers reach the page, and nobody would have to log in. Give --auth FILE "
+            "(make it with --auth FILE --add-user NAME), or --insecure if all of them may use it."
+        )
+    return {} if flags.auth is None else read_users(flags.auth)
+
+
+def _add(flags: Flags) -> int:
+    if flags.auth is None or flags.add_user is None:
+        raise PasswordError("--add-user needs --auth FILE, the file that the user is written to.")
+    add_user(flags.auth, flags.add_user, getpass.getpass(f"Password of {flags.add_user}: "))
+    print(f"{flags.add_user} can log in with --auth {flags.auth}")
+    return 0
+
+
+def _facts(shared: Shared, base: str) -> str:
+    """What is known of a base, as HTML: its family and size, or why it cannot be used."""
+
+    try:
+        facts = shared.outline(base).facts
+    except DiffloraError as error:
+        return f'<div class="status error">{html.escape(str(error))}</div>'
+    return (
+        f'<div class="status">{html.escape(facts.name)}: {html.escape(facts.variant)}, '
+        f"{facts.resolution} px, {html.escape(facts.prediction_type)}</div>"
     )

@@ -26,12 +26,6 @@ def form(model: type[BaseModel], names: Iterable[str], *, blank: Callable[[Field
     return {name: _widget(name, model.model_fields[name], blank(model.model_fields[name])) for name in names}
 
 
-def given(form: Form, inputs: Mapping[Component, Any]) -> dict[str, Any]:
-    """Field name -> value, of the widgets that were filled in."""
-    values = {name: inputs[component] for name, component in form.items()}
-    return {name: value for name, value in values.items() if value not in (None, "")}
-
-
 def _widget(name: str, info: FieldInfo, blank: str) -> Component:
     kind = _without_none(info.annotation)
     label, words = name.replace("_", " ").capitalize(), info.description

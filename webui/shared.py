@@ -1,58 +1,74 @@
-"""What the tabs share: settings, and the one base model in memory."""
+"""What the tabs share: settings, the queue, the library, and what is known of bases without loading them."""
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass
+import hashlib
+import os
+import secrets
+import shutil
+import tempfile
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from difflora import load
+import gradio as gr
+
+from difflora import Library, outline
+from webui.jobs import Job, Jobs
+from webui.settings import Settings
+from webui.visitors import owner_of
 
 if TYPE_CHECKING:
     from difflora import Model
 
-# Concurrency id of everything that computes: one at a time, whichever tab it comes from.
-GPU = "gpu"
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Where the forms begin, and where results go."""
-
-    base_model: str
-    data: str
-    output: Path
-
-    @property
-    def adapters(self) -> Path:
-        """The folder that trained adapters are written to, and that generation reads."""
-        return self.output / "adapters"
-
-    @property
-    def images(self) -> Path:
-        """The folder of generated images."""
-        return self.output / "images"
-
 
 class Shared:
-    """Used by one job at a time (concurrency id GPU), except for `stop`, which any thread may set."""
+    """Of one page. `is_shared`: whether others than the user of this computer reach it."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.stop = threading.Event()
-        """Asks the running training to save its state and end."""
-        self._base: tuple[str, Model] | None = None
-        for folder in (settings.adapters, settings.images):
-            folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, settings: Settings, *, is_shared: bool = False) -> None:
+        settings.prepare()
+        self.settings, self.is_shared = settings, is_shared
+        self.jobs = Jobs(settings.jobs)
+        self._secret = secrets.token_bytes(16)
+        self._outline = lru_cache(maxsize=4)(outline)
 
-    def base(self, name: str) -> Model:
-        """The base model of that name. The one loaded last is kept, so that memory holds one."""
-        if self._base is None or self._base[0] != name:
-            self.forget_base()
-            self._base = (name, load(name))
-        return self._base[1]
+    @cached_property
+    def library(self) -> Library:
+        """The adapters, listed once; `library.refresh()` lists them anew."""
+        return Library(*self.settings.library)
 
-    def forget_base(self) -> None:
-        """Makes room: training loads its own base."""
-        self._base = None
+    def outline(self, base: str) -> Model:
+        """The names and shapes of a base. Raises BaseModelError if it is none."""
+        return self._outline(base)
+
+    def owner(self, request: gr.Request) -> str:
+        """Whose jobs a request may see."""
+        return owner_of(request, is_shared=self.is_shared)
+
+    def served(self, job: Job, names: tuple[str, ...]) -> list[str]:
+        """Files of a job, where the page may serve them from.
+
+        Gradio serves what lies in its own temporary folder, to whoever knows the path: a copy is put there,
+        in a folder whose name nobody can guess, and the folders of jobs themselves are not served.
+        """
+        folder = self.private(f"{job.owner} {job.number}")
+        return [str(_linked(self.jobs.place(job) / name, folder / name)) for name in names]
+
+    def private(self, what: str) -> Path:
+        """A folder that the page may serve from, under a name that nobody can guess."""
+        token = hashlib.sha256(self._secret + what.encode()).hexdigest()[:32]
+        folder = Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / "gradio") / token
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def _linked(source: Path, target: Path) -> Path:
+    """`source` under another name, without a copy of its bytes where the disk allows."""
+    if target.exists() and target.stat().st_mtime_ns == source.stat().st_mtime_ns:
+        return target
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copy2(source, target)
+    return target

@@ -9,9 +9,9 @@ from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 
 from difflora import Request, TrainConfig
-from webui.forms import form, given
+from webui.forms import form
 from webui.tabs.generate import NUMBERS
-from webui.tabs.train import MAIN, MORE
+from webui.tabs.train import ADVANCED, MAIN
 
 
 class Options(BaseModel):
@@ -52,23 +52,6 @@ def test_a_type_without_a_widget_is_refused_by_name() -> None:
         form(Options, ["table"], blank=unset)
 
 
-def test_what_is_left_empty_is_not_given() -> None:
-    widgets = form(Options, NAMES, blank=unset)
-    empty = {widget: widget.value for widget in widgets.values()}
-    assert given(widgets, empty) == {}
-    assert given(widgets, empty | {widgets["whole"]: "0", widgets["text"]: "x"}) == {
-        "whole": "0",
-        "text": "x",
-    }
-
-
-def test_what_is_given_makes_the_model() -> None:
-    widgets = form(Options, NAMES, blank=unset)
-    filled = dict(zip(widgets.values(), ["3", "2.5e-1", "words", "a/b", "b", "on"], strict=True))
-    options = Options(**given(widgets, filled))
-    assert options == Options(whole=3, real=0.25, text="words", folder=Path("a/b"), choice="b", switch=True)
-
-
 def test_the_tabs_fields_exist_and_have_widgets() -> None:
-    assert len(form(TrainConfig, (*MAIN, *MORE), blank=unset)) == len(MAIN) + len(MORE)
+    assert len(form(TrainConfig, (*MAIN, *ADVANCED), blank=unset)) == len(MAIN) + len(ADVANCED)
     assert len(form(Request, NUMBERS, blank=unset)) == len(NUMBERS)

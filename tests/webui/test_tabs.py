@@ -1,40 +1,54 @@
-"""What the buttons do, on the embedded base with few steps."""
+"""The tabs, the mix, and what is read out of pictures, without a browser."""
 
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from difflora import Adapter, AdapterMeta, Model, read_recipe, write
-from difflora.errors import ConfigError, DataError, LibraryError
+from difflora import Adapter, AdapterMeta, Model, Recipe, Request, Stack, generate, save_png, write
+from difflora.errors import ConfigError, RecipeError
 from difflora.kinds import LoRA
-from webui.shared import Settings, Shared
+from webui.blending import steps_of
+from webui.parts import mix as mixes
+from webui.restore import restored
+from webui.settings import Settings
+from webui.shared import Shared
+from webui.shelf import Query, found, to_trash
 from webui.tabs import TABS
-from webui.tabs.generate import Wanted, adapter_names, draw
-from webui.tabs.train import run
+from webui.tabs.generate import NUMBERS, wanted
+from webui.work.desk import MixRow
 
 QUERY = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "adapters"
+
+
+def loud(model: Model, name: str, *, rank: int = 2) -> Adapter:
+    out, inner = model.shapes()[QUERY]
+    source = torch.Generator().manual_seed(len(name))
+    down, up = (torch.randn(*shape, generator=source) for shape in ((rank, inner), (out, rank)))
+    return Adapter({QUERY: (LoRA(down, up, 1.0),)}, AdapterMeta(name=name, family="sd1", trigger="so loud"))
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, shapes_folder: Path, shapes_model: Model) -> Shared:
-    """The page's state, with the session's base in place of one more copy."""
     settings = Settings(str(shapes_folder), "", tmp_path_factory.mktemp("outputs"))
-    shared = Shared(settings)
-    shared._base = (str(shapes_folder), shapes_model)
-    out, inner = shapes_model.shapes()[QUERY]
-    change = LoRA(torch.randn(2, inner), torch.randn(out, 2), 1.0)
-    adapter = Adapter({QUERY: (change,)}, AdapterMeta(name="loud", family="sd1"))
-    write(adapter, settings.adapters / "loud.safetensors")
-    return shared
+    settings.prepare()
+    for name, rank in (("loud", 2), ("louder", 8)):
+        write(loud(shapes_model, name, rank=rank), settings.adapters / f"{name}.safetensors")
+    xl = FIXTURES / "kohya_sdxl_diffnames_lora.safetensors"
+    (settings.adapters / "xl.safetensors").write_bytes(xl.read_bytes())
+    return Shared(settings)
 
 
-@pytest.fixture
-def wanted(shared: Shared) -> Wanted:
-    request = {"prompt": "a red circle on a blue background", "steps": 2, "seed": 5}
-    return Wanted(shared.settings.base_model, request, shared.settings.adapters)
+def chosen(shared: Shared, *rows: MixRow) -> list[object]:
+    """The values of the mix's widgets."""
+    known = [mixes.Known(row.name, "", "") for row in rows]
+    cells = [
+        value
+        for row in rows
+        for value in (row.on, row.unet, row.text is not None, row.unet if row.text is None else row.text)
+    ]
+    return [known, *cells, *[True, 1.0, False, 1.0] * (mixes.MAX_ROWS - len(rows))]
 
 
 def test_every_file_of_tabs_is_in_its_tuple() -> None:
@@ -43,85 +57,132 @@ def test_every_file_of_tabs_is_in_its_tuple() -> None:
     assert {tab.build.__module__.split(".")[-1] for tab in TABS} == files
 
 
-def test_images_are_png_files_that_keep_their_recipe(shared: Shared, wanted: Wanted) -> None:
-    files = draw(shared, replace(wanted, count=2))
-    assert len(set(files)) == 2 and all(file.parent == shared.settings.images for file in files)
-    assert [read_recipe(file).seed for file in files] == [5, 6]
-    assert read_recipe(files[0]).request.prompt == wanted.request["prompt"]
+def test_the_rows_of_a_mix_come_back_from_its_widgets(shared: Shared) -> None:
+    rows = (MixRow(name="loud", unet=0.6), MixRow(name="louder", unet=-1, text=0.25, on=False))
+    assert mixes.rows_of(chosen(shared, *rows)) == rows
 
 
-def test_a_row_and_a_tag_are_the_same_mix(shared: Shared, wanted: Wanted) -> None:
-    (row,) = draw(shared, replace(wanted, weights=(("loud", 0.6),)))
-    tagged = {**wanted.request, "prompt": f"{wanted.request['prompt']} <lora:loud:0.6>"}
-    (tag,) = draw(shared, replace(wanted, request=tagged))
-    (plain,) = draw(shared, wanted)
-    assert row.read_bytes() == tag.read_bytes() != plain.read_bytes()
-    assert [(one.name, one.unet) for one in read_recipe(row).adapters] == [("loud", 0.6)]
+def test_a_row_tells_what_is_known_of_its_adapter(shared: Shared) -> None:
+    known = mixes.known_of(shared, "louder", shared.settings.base_model)
+    assert known.words == "so loud" and "sd1" in known.facts and "rank 8" in known.facts
+    assert "1 modules fit" in known.facts and "‖ΔW‖" in known.facts
 
 
-def test_progress_reaches_the_last_step(shared: Shared, wanted: Wanted) -> None:
-    seen: list[tuple[int, int]] = []
-    draw(shared, wanted, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 2), (2, 2)]
+@pytest.mark.parametrize(
+    ("name", "words"), [("xl", "does not fit"), ("loud", "in the mix already"), ("nobody", "no adapter")]
+)
+def test_what_cannot_join_the_mix_says_why(shared: Shared, name: str, words: str) -> None:
+    values = chosen(shared, MixRow(name="loud"))
+    _, message, known, *_ = mixes.added(shared, name, shared.settings.base_model, values)
+    assert words in message and [one.name for one in known] == ["loud"]
 
 
-def test_adapters_of_a_folder_are_listed_and_a_missing_folder_has_none(
-    shared: Shared, tmp_path: Path
+def test_an_adapter_joins_with_its_preferred_weight(shared: Shared) -> None:
+    shared.library.note("louder", weight=0.4)
+    _, message, known, *rest = mixes.added(
+        shared, "louder", shared.settings.base_model, chosen(shared, MixRow(name="loud", unet=0.7))
+    )
+    assert message == "" and [one.name for one in known] == ["loud", "louder"]
+    weights = [
+        update.value
+        for update in rest
+        if type(update).__name__ == "Slider" and update.label in ("loud", "louder")
+    ]
+    assert weights == [0.7, 0.4]
+
+
+def test_the_form_makes_a_request_and_an_empty_seed_is_a_new_one(shared: Shared) -> None:
+    fixed = ["a ring", "", "Euler", 7, "", 2, False]
+    numbers = ["3.5", "", "64", "", "", ""]
+    first, second = (
+        wanted("base", [*fixed, *numbers], names=NUMBERS, mix=chosen(shared, MixRow(name="loud")))
+        for _ in range(2)
+    )
+    assert (first.request.steps, first.request.guidance, first.request.width) == (7, 3.5, 64)
+    assert first.request.height is None and first.mix == (MixRow(name="loud"),) and first.count == 2
+    assert first.request.seed != second.request.seed
+    with pytest.raises(ConfigError, match="width"):
+        wanted("base", [*fixed, "", "", "63", "", "", ""], names=NUMBERS, mix=[[]])
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("0, 0.5, 1", (0.0, 0.5, 1.0)),
+        ("0 - 1 [5]", (0.0, 0.25, 0.5, 0.75, 1.0)),
+        ("-1-1[3]", (-1.0, 0.0, 1.0)),
+    ],
+)
+def test_weights_of_an_axis(text: str, steps: tuple[float, ...]) -> None:
+    assert steps_of(text) == steps
+
+
+@pytest.mark.parametrize("text", ["", "a, b", "0 - 1 [500]", "0 - 1 [0]", "99", "nan"])
+def test_an_axis_that_cannot_be_drawn_says_what_is_expected(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"0, 0\.5, 1"):
+        steps_of(text)
+
+
+def test_settings_come_back_from_a_picture(shared: Shared, shapes_model: Model, tmp_path: Path) -> None:
+    request = Request(prompt="a red circle", negative="blue", steps=2, seed=5, guidance=3.0, sampler="Euler")
+    stack = Stack([(shared.library.get("loud"), 0.6)])
+    (image,) = generate(shapes_model, request, stack=stack)
+    save_png(image, tmp_path / "a.png", Recipe.from_json(image.info["difflora"]))
+    back = restored(tmp_path / "a.png", shared.library)
+    assert back.rows == (MixRow(name="loud", unet=0.6),) and back.notes == ()
+    assert (back.request.prompt, back.request.negative, back.request.seed) == ("a red circle", "blue", 5)
+    assert (back.request.steps, back.request.guidance, back.request.sampler) == (2, 3.0, "Euler")
+
+
+def test_settings_come_back_from_a_picture_of_a1111(shared: Shared, tmp_path: Path) -> None:
+    from PIL import Image, PngImagePlugin
+
+    text = PngImagePlugin.PngInfo()
+    text.add_text(
+        "parameters",
+        "a red circle <lora:loud:0.5> <lora:gone:1>\nNegative prompt: blue\n"
+        "Steps: 9, Sampler: Euler, CFG scale: 6, Seed: 3, Size: 64x64, Model: v1, Version: v1.10.1",
+    )
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=text)
+    back = restored(tmp_path / "a.png", shared.library)
+    assert back.rows == (MixRow(name="loud", unet=0.5),)
+    assert (back.request.steps, back.request.seed, back.request.width) == (9, 3, 64)
+    assert any("gone" in note for note in back.notes)
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    with pytest.raises(RecipeError, match="no recipe"):
+        restored(tmp_path / "b.png", shared.library)
+
+
+def test_searching_sorting_and_filtering_the_library(shared: Shared) -> None:
+    names = [entry.name for entry in found(shared.library, Query())]
+    assert names == ["loud", "louder", "xl"]
+    assert [entry.name for entry in found(shared.library, Query("so loud"))] == ["loud", "louder"]
+    assert [entry.name for entry in found(shared.library, Query(family="sdxl"))] == ["xl"]
+    ranked = [entry.name for entry in found(shared.library, Query("lou", order="rank"))]
+    assert ranked == ["louder", "loud"]
+    by_hash = shared.library.find("loud").hashes.autov3
+    assert [entry.name for entry in found(shared.library, Query(by_hash.upper()))] == ["loud"]
+
+
+def test_the_trash_takes_an_adapter_with_its_notes_and_no_other(
+    shared: Shared, shapes_model: Model, tmp_path: Path
 ) -> None:
-    assert adapter_names(str(shared.settings.adapters)) == ["loud"]
-    assert adapter_names(str(tmp_path / "nowhere")) == []
+    folder = shared.settings.adapters
+    write(loud(shapes_model, "brief"), folder / "brief.safetensors")
+    shared.library.refresh()
+    shared.library.note("brief", text="not long")
+    place = to_trash(shared.library.find("brief"), shared)
+    assert sorted(path.name for path in place.iterdir()) == ["brief.json", "brief.safetensors"]
+    assert not (folder / "brief.safetensors").exists() and "brief" not in shared.library.entries
+    elsewhere = Settings("", "", tmp_path / "out", (folder,))
+    other = Shared(elsewhere)
+    with pytest.raises(Exception, match="only read"):
+        to_trash(other.library.find("loud"), other)
+    assert (folder / "loud.safetensors").exists()
 
 
-def test_what_cannot_be_drawn_raises_a_plain_error(shared: Shared, wanted: Wanted) -> None:
-    with pytest.raises(LibraryError, match="lood"):
-        draw(shared, replace(wanted, weights=(("lood", 1.0),)))
-    with pytest.raises(ConfigError, match="steps"):
-        draw(shared, replace(wanted, request={**wanted.request, "steps": 0}))
+def test_a_base_that_is_none_is_told(shared: Shared) -> None:
+    from webui.app import _facts
 
-
-@pytest.fixture
-def options(shared: Shared, tmp_path: Path) -> dict[str, object]:
-    data = Path(__file__).parents[2] / "sample_data" / "styles" / "halftone"
-    given = {
-        "base_model": shared.settings.base_model,
-        "data": str(data),
-        "output": str(tmp_path),
-        "name": "dots",
-    }
-    small = {"rank": 2, "batch_size": 1, "threads": 1, "tensorboard": False, "cache_latents": "off"}
-    return {**given, **small, "preset": "style", "steps": 3, "save_every": 100}
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Shared]:
-    """State without a base: training drops the one in memory."""
-    yield Shared(Settings("", "", tmp_path))
-
-
-def test_training_shows_every_step_and_writes_the_adapter(
-    own: Shared, options: dict[str, object], tmp_path: Path
-) -> None:
-    shown = [moment.status for moment in run(own, options)]
-    assert shown[0] == "preparing"
-    assert [line.split("   ")[0] for line in shown[1:-1]] == ["step 1 of 3", "step 2 of 3"]
-    assert "loss" in shown[1] and "images/s" in shown[1] and "left" in shown[2]
-    assert shown[-1].startswith(f"finished: {tmp_path / 'dots.safetensors'}")
-    assert adapter_names(str(tmp_path)) == ["dots"]
-
-
-def test_stop_saves_and_the_same_values_continue(own: Shared, options: dict[str, object]) -> None:
-    first = []
-    for moment in run(own, options):
-        first.append(moment.status)
-        if moment.status.startswith("step 1"):
-            own.stop.set()
-    assert first[-1].startswith("stopped after step 1 and saved")
-    rest = [moment.status for moment in run(own, options)]
-    assert rest[1].startswith("step 2 of 3") and rest[-1].startswith("finished")
-
-
-def test_options_that_cannot_be_used_raise_a_plain_error(own: Shared, options: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="rank"):
-        list(run(own, {**options, "rank": 0}))
-    with pytest.raises(DataError):
-        list(run(own, {**options, "data": str(own.settings.images)}))
+    assert "shapes" in _facts(shared, shared.settings.base_model)
+    assert "error" in _facts(shared, "/there/is/<b>none</b>") and "<b>none" not in _facts(shared, "<b>none")

@@ -3,185 +3,370 @@
 from __future__ import annotations
 
 import secrets
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.blocks import Block
 from gradio.components import Component
+from PIL import Image
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from difflora import SAMPLERS, Library, Recipe, Request, Stack, generate, resolve, save_png
-from difflora.errors import DiffloraError
-from webui.forms import Form, form, given
-from webui.shared import GPU, Shared
-from webui.tabs.tab import Tab
+from difflora import SAMPLERS, DiffloraError, Request, token_count
+from webui.following import View, live, problem, view, views
+from webui.forms import Form, form
+from webui.parts import mix as mixes
+from webui.parts.mix import Mix
+from webui.restore import restored
+from webui.shared import Shared
+from webui.tabs.tab import Page, Tab
+from webui.work.draw import Draw
 
-ROWS = 4
-NUMBERS = ("steps", "guidance", "width", "height", "clip_skip")
-NO_ADAPTER = ""
-BASE_WORDS = "Folder, .safetensors file or Hub id."
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What one click asks for. `request` holds the fields of a Request, its prompt with `<lora:...>` tags."""
-
-    base: str
-    request: Mapping[str, Any]
-    adapters: Path
-    weights: tuple[tuple[str, float], ...] = ()
-    count: int = 1
+NUMBERS = ("guidance", "guidance_rescale", "width", "height", "clip_skip", "batch")
+HISTORY = 60  # pictures
+KIND = "generate"
 
 
 @dataclass(frozen=True, slots=True)
-class Widgets:
-    """The inputs of the tab; `rows` are pairs of an adapter's name and its weight."""
+class Inputs:
+    """The widgets of the form, less those of the mix."""
 
-    base: Component
-    adapters: Component
-    request: Form
+    prompt: Component
+    negative: Component
+    sampler: Component
+    steps: Component
+    seed: Component
     count: Component
-    rows: tuple[tuple[Component, Component], ...]
+    compare: Component
+    numbers: Form
 
-    def all(self) -> set[Block]:
-        """Every input."""
-        return {
-            self.base,
-            self.adapters,
-            self.count,
-            *self.request.values(),
-            *(w for row in self.rows for w in row),
-        }
-
-    def read(self, inputs: Mapping[Component, Any]) -> Wanted:
-        """What the inputs ask for. An empty seed is a new one; a row without a name counts for nothing."""
-        request = {"seed": secrets.randbelow(2**32), **given(self.request, inputs)}
-        weights = tuple((inputs[name], inputs[weight]) for name, weight in self.rows if inputs[name])
-        folder = Path(inputs[self.adapters])
-        return Wanted(inputs[self.base], request, folder, weights, count=int(inputs[self.count] or 1))
+    @property
+    def all(self) -> list[Component]:
+        """In the order that `wanted` reads."""
+        fixed = [self.prompt, self.negative, self.sampler, self.steps, self.seed, self.count, self.compare]
+        return [*fixed, *self.numbers.values()]
 
 
-def draw(shared: Shared, wanted: Wanted, *, progress: Callable[[int, int], None] | None = None) -> list[Path]:
-    """Draws and saves what is wanted; returns the PNG files, each with its recipe inside."""
-    library = Library(wanted.adapters)
-    resolved = resolve(wanted.request.get("prompt", ""), library)
-    rows = [(library.get(name), weight) for name, weight in wanted.weights]
-    request = Request(**{**wanted.request, "prompt": resolved.prompt})
-    stack = Stack([*resolved.stack, *rows])
-    model = shared.base(wanted.base)
-    images = generate(model, request, stack=stack, count=wanted.count, progress=progress)
-    files = []
-    for image in images:
-        recipe = Recipe.from_json(image.info["difflora"])
-        files.append(_next_file(shared.settings.images, recipe.seed))
-        save_png(image, files[-1], recipe)
-    return files
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The widgets that show what was drawn.
+
+    `current` is a State with the number of the job on show; `pictures` and `earlier` hold the files of the
+    two galleries, since what a browser says of a picture that was clicked is its place and not to be trusted
+    with a path; `chosen` is the file whose settings are shown.
+    """
+
+    current: gr.State
+    pictures: gr.State
+    earlier: gr.State
+    status: Component
+    live: Component
+    gallery: gr.Gallery
+    infotext: Component
+    compared: gr.Accordion
+    slider: Component
+    history: gr.Gallery
+    chosen: gr.State
+    back: gr.Button
+    drop: gr.UploadButton
+    cancel: gr.Button
+
+    @property
+    def outputs(self) -> list[Any]:
+        """What `shown` changes, in its order."""
+        return [
+            self.current,
+            self.status,
+            self.live,
+            self.gallery,
+            self.pictures,
+            self.infotext,
+            self.chosen,
+            self.compared,
+            self.slider,
+            self.cancel,
+        ]
 
 
-def adapter_names(folder: str) -> list[str]:
-    """Names of the adapters in a folder that can be read; none if there is no such folder."""
-    return list(Library(folder).entries) if Path(folder).is_dir() else []
+def wanted(base: str, values: Sequence[Any], *, names: Sequence[str], mix: Sequence[Any]) -> Draw:
+    """What the form asks for: `values` are those of `Inputs.all`, `names` the fields of its numbers, `mix`
+    those of `Mix.inputs`. An empty seed is a new one.
+
+    Raises ConfigError naming every field that cannot be used.
+    """
+    prompt, negative, sampler, steps, seed, count, compare, *numbers = values
+    given = {name: value for name, value in zip(names, numbers, strict=True) if value not in (None, "")}
+    request = Request(
+        prompt=prompt,
+        negative=negative,
+        sampler=sampler,
+        steps=int(steps),
+        seed=seed if seed not in (None, "") else secrets.randbelow(2**32),
+        **given,
+    )
+    return Draw(base=base, request=request, mix=mixes.rows_of(mix), count=int(count), compare=bool(compare))
 
 
-def _next_file(folder: Path, seed: int) -> Path:
-    numbers = [int(head) for file in folder.glob("*.png") if (head := file.name.split("-")[0]).isdecimal()]
-    return folder / f"{max(numbers, default=0) + 1:05d}-{seed}.png"
-
-
-def _on_draw(
-    shared: Shared, widgets: Widgets, inputs: Mapping[Component, Any], progress: gr.Progress
-) -> tuple[Any, str]:
-    """(files for the gallery, status): an error is told in the status, and the gallery stays as it is."""
-    started = time.perf_counter()
-
-    def show(done: int, total: int) -> None:
-        progress((done, total), unit="steps")
-
-    try:
-        files = draw(shared, widgets.read(inputs), progress=show)
-    except DiffloraError as error:
-        return gr.skip(), f"Error: {error}"
-    seconds = time.perf_counter() - started
-    names = ", ".join(file.name for file in files)
-    return [str(file) for file in files], f"{names} in {shared.settings.images} ({seconds:.1f} s)"
-
-
-def _on_folder(folder: str) -> list[gr.Dropdown]:
-    return [gr.Dropdown(choices=_choices(folder)) for _ in range(ROWS)]
-
-
-def _choices(folder: str) -> list[tuple[str, str]]:
-    return [("none", NO_ADAPTER), *((name, name) for name in adapter_names(folder))]
-
-
-def _build(shared: Shared) -> None:
+def _build(shared: Shared, page: Page) -> None:
+    base = page.base
     with gr.Row():
-        with gr.Column():
-            prompts = _prompts()
-            button = gr.Button("Generate", variant="primary")
-            folder, rows = _adapters(shared)
-            settings, count = _settings()
-            base = gr.Textbox(shared.settings.base_model, label="Base model", info=BASE_WORDS)
-        with gr.Column():
-            gallery = gr.Gallery(label="Images", columns=2, object_fit="contain", interactive=False)
-            status = gr.Textbox(label="Status", interactive=False, lines=2, max_lines=20)
-    widgets = Widgets(base, folder, {**prompts, **settings}, count, rows)
-
-    def on_draw(inputs: dict[Component, Any], progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
-        return _on_draw(shared, widgets, inputs, progress)
-
-    button.click(
-        on_draw,
-        widgets.all(),
-        [gallery, status],
-        api_name="generate",
-        concurrency_id=GPU,
-        concurrency_limit=1,
+        with gr.Column(scale=5, min_width=320):
+            prompt, negative, counter = _prompts()
+            with gr.Row():
+                button = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)
+                cancel = gr.Button("Cancel", elem_id="cancel", interactive=False, scale=1)
+            mix = mixes.build(shared, base=base, pick=page.pick)
+            inputs = _settings(prompt, negative)
+        with gr.Column(scale=6, min_width=320):
+            results = _results(cancel)
+    _connect_drawing(shared, page, inputs, mix, results, button)
+    _connect_pictures(shared, base, inputs, mix, results)
+    _connect_words(mix, prompt)
+    prompt.change(
+        lambda text, base: _tokens(shared, text, base),
+        [prompt, base],
+        counter,
+        api_visibility="private",
+        show_progress="hidden",
+        trigger_mode="always_last",
     )
 
 
-def _prompts() -> Form:
-    words = "<lora:name:0.7> adds an adapter, (word:1.2) gives a word more weight."
-    return {
-        "prompt": gr.Textbox(label="Prompt", lines=3, info=words),
-        "negative": gr.Textbox(label="Negative prompt", lines=1),
-    }
+def _prompts() -> tuple[gr.Textbox, Component, Component]:
+    words = "<lora:name:0.7> adds an adapter, (word:1.2) gives a word more weight. Ctrl+Enter draws."
+    prompt = gr.Textbox(label="Prompt", lines=3, info=words, elem_id="prompt", autofocus=True)
+    counter = gr.HTML('<div class="counter">0 tokens</div>', elem_id="counter")
+    negative = gr.Textbox(label="Negative prompt", lines=1, elem_id="negative")
+    return prompt, negative, counter
 
 
-def _adapters(shared: Shared) -> tuple[Component, tuple[tuple[Component, Component], ...]]:
-    """The folder, and the rows: pairs of a name and its weight."""
-    start = str(shared.settings.adapters)
-    with gr.Row(equal_height=True):
-        folder = gr.Textbox(start, label="Folder of adapters", scale=5)
-        refresh = gr.Button("Refresh", scale=1, min_width=80)
-    rows = []
-    for number in range(1, ROWS + 1):
+def _settings(prompt: Component, negative: Component) -> Inputs:
+    with gr.Accordion("Settings", open=True):
         with gr.Row():
-            name = gr.Dropdown(_choices(start), value=NO_ADAPTER, label=f"Adapter {number}", filterable=True)
-            rows.append((name, gr.Slider(-1.0, 2.0, value=1.0, step=0.05, label="Weight")))
-    names = [name for name, _ in rows]
-    gr.on([refresh.click, folder.submit], _on_folder, folder, names, api_visibility="private")
-    return folder, tuple(rows)
-
-
-def _settings() -> tuple[Form, Component]:
-    """Fields of the request, and the number of images."""
-    sampler = gr.Dropdown(list(SAMPLERS), value="DPM++ 2M", label="Sampler")
-    with gr.Row():
-        count = gr.Number(1, minimum=1, maximum=64, precision=0, label="Images", info="How many are drawn.")
-        seed = gr.Textbox(
-            label="Seed", placeholder="a new one", info="Image i starts from noise of the seed + i."
-        )
-        numbers = form(Request, NUMBERS, blank=_default)
-    return {"sampler": sampler, "seed": seed, **numbers}, count
+            sampler = gr.Dropdown(list(SAMPLERS), value="DPM++ 2M", label="Sampler", scale=2)
+            steps = gr.Slider(1, 100, value=25, step=1, label="Steps", scale=2)
+            count = gr.Number(1, minimum=1, maximum=64, precision=0, label="Images", scale=1)
+        with gr.Row(equal_height=True):
+            seed = gr.Textbox(label="Seed", placeholder="a new one each time", elem_id="seed", scale=3)
+            dice = gr.Button("🎲", min_width=40, scale=0, elem_id="dice")
+            swap = gr.Button("⇅ size", min_width=70, scale=0)
+        with gr.Row():
+            numbers = form(Request, NUMBERS, blank=_default)
+        compare = gr.Checkbox(False, label="Also draw with the adapters off, to compare", elem_id="compare")
+    dice.click(lambda: "", None, seed, api_visibility="private")
+    sizes = [numbers["width"], numbers["height"]]
+    swap.click(lambda width, height: (height, width), sizes, sizes, api_visibility="private")
+    return Inputs(prompt, negative, sampler, steps, seed, count, compare, numbers)
 
 
 def _default(info: FieldInfo) -> str:
     return "the base's own" if info.default is None else str(info.default)
+
+
+def _results(cancel: gr.Button) -> Results:
+    current = gr.State(None)
+    status = gr.HTML(elem_id="status")
+    drawing = gr.HTML(elem_id="live")
+    gallery = gr.Gallery(
+        label="Images",
+        columns=2,
+        object_fit="contain",
+        interactive=False,
+        height=520,
+        elem_id="gallery",
+        buttons=["download", "download_all", "fullscreen"],
+    )
+    infotext = gr.Textbox(
+        label="How it was made", interactive=False, lines=2, max_lines=8, elem_id="infotext", buttons=["copy"]
+    )
+    with gr.Row(equal_height=True):
+        back = gr.Button("Send settings back to the form", size="sm", elem_id="send-back")
+        drop = gr.UploadButton(
+            "Restore settings from a PNG", file_types=[".png"], size="sm", elem_id="restore"
+        )
+    compared = gr.Accordion("Without and with the adapters", open=True, visible=False)
+    with compared:
+        slider = gr.ImageSlider(label="off | on", interactive=False, elem_id="slider", type="filepath")
+    with gr.Accordion("Earlier pictures", open=False):
+        history = gr.Gallery(
+            label="Click one for its settings",
+            columns=6,
+            interactive=False,
+            height=260,
+            elem_id="history",
+            buttons=["download", "fullscreen"],
+        )
+    return Results(
+        current=current,
+        pictures=gr.State([]),
+        earlier=gr.State([]),
+        status=status,
+        live=drawing,
+        gallery=gallery,
+        infotext=infotext,
+        compared=compared,
+        slider=slider,
+        history=history,
+        chosen=gr.State(None),
+        back=back,
+        drop=drop,
+        cancel=cancel,
+    )
+
+
+def shown(found: View) -> list[Any]:
+    """Updates for `Results.outputs`."""
+    job = found.job
+    pictures, files, infotext, chosen = gr.skip(), gr.skip(), gr.skip(), gr.skip()
+    compared, slider = gr.skip(), gr.skip()
+    if job.state == "done":
+        files = list(found.pictures)
+        pictures = gr.Gallery(value=files, selected_index=0)
+        chosen = found.pictures[0]
+        infotext = _infotext(chosen)
+        off = [file for file in found.pictures if file.endswith("-off.png")]
+        compared = gr.Accordion(visible=bool(off))
+        slider = (off[0], chosen) if off else None
+    return [
+        job.number,
+        found.status,
+        live(found),
+        pictures,
+        files,
+        infotext,
+        chosen,
+        compared,
+        slider,
+        gr.update(interactive=not job.is_over),
+    ]
+
+
+def refused(error: Exception) -> list[Any]:
+    """Updates for `Results.outputs` where there is no job: the error, and everything else as it was."""
+    return [gr.skip(), problem(error), "", *[gr.skip()] * 6, gr.update(interactive=False)]
+
+
+def _connect_drawing(
+    shared: Shared, page: Page, inputs: Inputs, mix: Mix, results: Results, button: gr.Button
+) -> None:
+    count, names = len(inputs.all), list(inputs.numbers)
+
+    def on_draw(request: gr.Request, base: str, *values: Any) -> Iterator[list[Any]]:
+        try:
+            asked = wanted(base, values[:count], names=names, mix=values[count:])
+            job = shared.jobs.submit(shared.owner(request), KIND, asked.model_dump_json())
+        except (DiffloraError, ValidationError) as error:
+            yield refused(error)
+            return
+        for found in views(shared, job):
+            yield shown(found)
+
+    def on_cancel(request: gr.Request, number: int | None) -> None:
+        if number is not None:
+            shared.jobs.cancel(number, shared.owner(request))
+
+    def on_load(request: gr.Request) -> Iterator[list[Any]]:
+        yield [gr.skip()] * len(results.outputs)  # what yields nothing empties its outputs
+        for job in shared.jobs.of(shared.owner(request), kind=KIND, limit=1):
+            for found in views(shared, job):
+                yield shown(found)
+
+    button.click(
+        on_draw,
+        [page.base, *inputs.all, *mix.inputs],
+        results.outputs,
+        api_visibility="private",
+        concurrency_limit=None,
+        show_progress="hidden",
+    ).then(_history(shared), None, [results.history, results.earlier], api_visibility="private")
+    results.cancel.click(on_cancel, results.current, None, api_visibility="private", queue=False)
+    page.blocks.load(on_load, None, results.outputs, api_visibility="private", show_progress="hidden")
+    page.blocks.load(
+        _history(shared),
+        None,
+        [results.history, results.earlier],
+        api_visibility="private",
+        show_progress="hidden",
+    )
+
+
+def _history(shared: Shared) -> Any:
+    def pictures(request: gr.Request) -> tuple[list[str], list[str]]:
+        files: list[str] = []
+        for job in shared.jobs.of(shared.owner(request), kind=KIND, limit=HISTORY):
+            if job.state == "done":
+                files += view(shared, job).pictures
+        return files[:HISTORY], files[:HISTORY]
+
+    return pictures
+
+
+def _connect_pictures(shared: Shared, base: Component, inputs: Inputs, mix: Mix, results: Results) -> None:
+    def on_select(files: list[str], event: gr.SelectData) -> tuple[str, str]:
+        path = files[int(event.index)]
+        return path, _infotext(path)
+
+    def on_restore(path: str | None, base: str) -> list[Any]:
+        return _restored(shared, Path(path) if path else None, base, names=list(inputs.numbers))
+
+    for gallery, files in ((results.gallery, results.pictures), (results.history, results.earlier)):
+        gallery.select(on_select, files, [results.chosen, results.infotext], api_visibility="private")
+    outputs = [results.status, *inputs.all, *mix.outputs]
+    for event, source in ((results.back.click, results.chosen), (results.drop.upload, results.drop)):
+        event(on_restore, [source, base], outputs, api_visibility="private")
+
+
+def _restored(shared: Shared, path: Path | None, base: str, *, names: Sequence[str]) -> list[Any]:
+    """Updates for the status, the form and the mix after settings were taken from a picture."""
+    unchanged = [gr.skip()] * (7 + len(names) + len(mixes.shown([], [])))
+    if path is None:
+        return [problem(DiffloraError("no picture is chosen: click one first.")), *unchanged]
+    try:
+        found = restored(path, shared.library)
+    except DiffloraError as error:
+        return [problem(error), *unchanged]
+    known, rows, notes = [], [], list(found.notes)
+    for row in found.rows:
+        try:
+            known.append(mixes.known_of(shared, row.name, base))
+            rows.append(row)
+        except DiffloraError as error:
+            notes.append(str(error))
+    request = found.request
+    numbers = ["" if (value := getattr(request, name)) is None else f"{value:g}" for name in names]
+    told = (
+        problem(DiffloraError("; ".join(notes))) if notes else '<div class="status">settings restored</div>'
+    )
+    fields = [request.prompt, request.negative, request.sampler, request.steps, str(request.seed), 1, False]
+    return [told, *fields, *numbers, *mixes.shown(known, rows)]
+
+
+def _infotext(path: str) -> str:
+    try:
+        with Image.open(path) as image:
+            return str(image.info.get("parameters", ""))
+    except OSError:
+        return ""
+
+
+def _connect_words(mix: Mix, prompt: Component) -> None:
+    for place, row in enumerate(mix.rows):
+
+        def insert(known: Sequence[mixes.Known], text: str, place: int = place) -> str:
+            words = known[place].words if place < len(known) else ""
+            return text if not words or words in text else f"{text}, {words}" if text else words
+
+        row.words.click(insert, [mix.known, prompt], prompt, api_visibility="private")
+
+
+def _tokens(shared: Shared, text: str, base: str) -> str:
+    try:
+        count = token_count(shared.outline(base), text)
+    except DiffloraError:
+        return '<div class="counter"></div>'
+    return f'<div class="counter">{count} tokens</div>'
 
 
 GENERATE = Tab("Generate", _build)

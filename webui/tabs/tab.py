@@ -1,9 +1,26 @@
-"""What a tab is."""
+"""What a tab is, and what of the page all tabs see."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import gradio as gr
+from gradio.components import Component
+
 from webui.shared import Shared
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The page and the widgets above its tabs.
+
+    `base` names the base model; an adapter's name put into `pick` joins the mix of the Generate tab; `tabs`
+    chooses the tab on show.
+    """
+
+    blocks: gr.Blocks
+    base: Component
+    pick: gr.Textbox
+    tabs: gr.Tabs
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,4 +28,4 @@ class Tab:
     """A title, and the function that puts the tab's widgets on the page."""
 
     title: str
-    build: Callable[[Shared], None]
+    build: Callable[[Shared, Page], None]

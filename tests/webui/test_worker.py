@@ -1,0 +1,169 @@
+"""The worker: however a job ends, it says so, and the next one is unaffected."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from pydantic import BaseModel
+
+from difflora import DiffloraError
+from webui import worker
+from webui.jobs import Job, Jobs
+from webui.settings import Settings
+from webui.work import Desk, Done, Work
+from webui.work.desk import Bases, Cancelled, Ended
+from webui.worker import Supervisor, do
+
+
+class Wanted(BaseModel):
+    how: str = "well"
+
+
+def act(wanted: Wanted, desk: Desk) -> Done:
+    if wanted.how == "wrong":
+        raise DiffloraError("the base is not there. Give another.")
+    if wanted.how == "badly":
+        raise ZeroDivisionError("division by zero")
+    if wanted.how == "memory":
+        raise MemoryError
+    if wanted.how == "signal":
+        raise Ended
+    for step in range(5):
+        desk.progress(step, 5)
+    (desk.folder / "a.txt").write_text("made")
+    return Done(("a.txt",), json.dumps({"ok": True}))
+
+
+WORKS = {"act": Work(Wanted, act)}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    found = Settings("", "", tmp_path)
+    found.prepare()
+    return found
+
+
+@pytest.fixture
+def run(settings: Settings) -> Callable[..., Job]:
+    jobs = Jobs(settings.jobs)
+
+    def run_one(how: str, *, cancel: bool = False, kind: str = "act", request: str | None = None) -> Job:
+        number = jobs.submit("ann", kind, request or Wanted(how=how).model_dump_json()).number
+        job = jobs.claim()
+        assert job is not None and job.number == number
+        if cancel:
+            jobs.cancel(number, "ann")
+        do(job, Desk(job, jobs, settings, Bases()), works=WORKS)
+        return jobs.get(number, "ann")
+
+    return run_one
+
+
+def test_a_job_that_is_done_has_its_files(run: Callable[..., Job], settings: Settings) -> None:
+    job = run("well")
+    assert (job.state, job.files, json.loads(job.result)) == ("done", ("a.txt",), {"ok": True})
+    assert (Jobs(settings.jobs).place(job) / "a.txt").read_text() == "made"
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("wrong", "the base is not there. Give another."),
+        ("badly", "ZeroDivisionError: division by zero (see the log)"),
+        ("memory", "out of memory"),
+    ],
+)
+def test_a_failed_job_says_why_and_the_next_one_is_done(
+    run: Callable[..., Job], how: str, words: str
+) -> None:
+    failed = run(how)
+    assert failed.state == "failed" and words in failed.error
+    assert run("well").state == "done"
+
+
+def test_a_request_that_cannot_be_read_fails_alone(run: Callable[..., Job]) -> None:
+    assert run("", request="[]").state == "failed"
+    assert run("", kind="unknown").state == "failed"
+    assert run("well").state == "done"
+
+
+def test_cancelling_stops_at_the_next_step(run: Callable[..., Job], settings: Settings) -> None:
+    job = run("well", cancel=True)
+    assert job.state == "cancelled" and not (Jobs(settings.jobs).place(job) / "a.txt").exists()
+
+
+def test_what_was_kept_is_told(settings: Settings) -> None:
+    jobs = Jobs(settings.jobs)
+    jobs.submit("ann", "act", "{}")
+    job = jobs.claim()
+    assert job is not None
+
+    def stopped(wanted: Wanted, desk: Desk) -> Done:
+        raise Cancelled("stopped after step 3, the state is saved")
+
+    do(job, Desk(job, jobs, settings, Bases()), works={"act": Work(Wanted, stopped)})
+    assert jobs.get(job.number, "ann").note == "stopped after step 3, the state is saved"
+
+
+def test_a_worker_that_is_asked_to_end_puts_its_job_back(run: Callable[..., Job], settings: Settings) -> None:
+    with pytest.raises(Ended):
+        run("signal")
+    job = Jobs(settings.jobs).claim()
+    assert job is not None and job.number == 1
+
+
+def test_a_worker_that_dies_costs_one_job(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = Jobs(settings.jobs)
+    first, second = (jobs.submit("ann", "act", "{}") for _ in range(2))
+    # Claims a job; dies with the first one, does the second one.
+    code = (
+        "import os, sys, time; from pathlib import Path; from webui.jobs import Jobs\n"
+        "jobs = Jobs(Path(sys.argv[1]))\n"
+        "job = jobs.claim()\n"
+        "if job is not None and job.number == 1: os.kill(os.getpid(), 9)\n"
+        "if job is not None: jobs.finish(job, files=())\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.setattr(worker, "_command", lambda _: [sys.executable, "-c", code, str(settings.jobs)])
+    supervisor = Supervisor(jobs, settings)
+    supervisor.start()
+    try:
+        last = [job for job in jobs.follow(second)][-1]
+        died = jobs.get(first.number, "ann")
+    finally:
+        supervisor.stop()
+    assert last.state == "done"
+    assert died.state == "failed" and "SIGKILL" in died.error and "memory" in died.error
+
+
+def test_a_new_server_fails_what_ran_but_continues_trainings(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = Jobs(settings.jobs)
+    training, drawing = jobs.submit("ann", "train", "{}"), jobs.submit("ann", "generate", "{}")
+    jobs.claim(), jobs.claim()
+    monkeypatch.setattr(worker, "_command", lambda _: [sys.executable, "-c", "import time; time.sleep(60)"])
+    supervisor = Supervisor(jobs, settings)
+    supervisor.start()
+    started = time.monotonic()
+    supervisor.stop()
+    assert time.monotonic() - started < 10
+    assert jobs.get(training.number, "ann").state == "waiting"
+    assert "Send it again" in jobs.get(drawing.number, "ann").error
+
+
+def test_settings_are_handed_to_the_worker(tmp_path: Path) -> None:
+    settings = Settings("base", "data", tmp_path / "out", (tmp_path / "a", tmp_path / "b"))
+    words = worker._command(settings)
+    assert words[2:] == [
+        "webui.worker",
+        f"--output={tmp_path / 'out'}",
+        f"--loras={tmp_path / 'a'}",
+        f"--loras={tmp_path / 'b'}",
+    ]
+    assert SimpleNamespace(**{"library": settings.library}).library[0] == settings.adapters

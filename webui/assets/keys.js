@@ -1,0 +1,54 @@
+// Ctrl/Cmd+Enter draws, Esc cancels, Ctrl/Cmd+Up and Down change the weight under the cursor.
+(() => {
+  const press = (id) => document.querySelector(`#${id}:not([disabled]), #${id} button:not([disabled])`)?.click();
+  const STEP = 0.05;
+
+  // The `<lora:name:0.8>` or `(words:1.1)` around the cursor: where its number stands, and what it is.
+  function numberAt(text, cursor) {
+    for (const found of text.matchAll(/<lora:[^<>:]+:(-?\d*\.?\d+)|\([^()]*:(-?\d*\.?\d+)\)/g)) {
+      const number = found[1] ?? found[2];
+      const end = found.index + found[0].length;
+      if (cursor < found.index || cursor > end) continue;
+      const start = text.lastIndexOf(number, end);
+      return { start, end: start + number.length, value: parseFloat(number) };
+    }
+    return null;
+  }
+
+  function dial(box, change) {
+    const found = numberAt(box.value, box.selectionStart);
+    let { value: text, selectionStart: from, selectionEnd: to } = box;
+    if (found) {
+      const number = (Math.round((found.value + change) * 100) / 100).toString();
+      box.value = text.slice(0, found.start) + number + text.slice(found.end);
+      box.setSelectionRange(found.start, found.start + number.length);
+    } else {
+      if (from === to) {
+        while (from > 0 && /[^\s,()<>]/.test(text[from - 1])) from--;
+        while (to < text.length && /[^\s,()<>]/.test(text[to])) to++;
+      }
+      if (from === to) return;
+      const word = `(${text.slice(from, to)}:${(1 + change).toFixed(2)})`;
+      box.value = text.slice(0, from) + word + text.slice(to);
+      box.setSelectionRange(from, from + word.length);
+    }
+    box.dispatchEvent(new Event("input", { bubbles: true }));
+  }
+
+  document.addEventListener("keydown", (event) => {
+    const command = event.ctrlKey || event.metaKey;
+    if (command && event.key === "Enter") {
+      event.preventDefault();
+      // Gradio takes over what was typed when a box is left.
+      document.activeElement?.dispatchEvent(new Event("input", { bubbles: true }));
+      press("generate");
+    } else if (event.key === "Escape") {
+      press("cancel");
+    } else if (command && (event.key === "ArrowUp" || event.key === "ArrowDown")) {
+      const box = document.activeElement;
+      if (!box?.matches?.("#prompt textarea, #negative textarea")) return;
+      event.preventDefault();
+      dial(box, event.key === "ArrowUp" ? STEP : -STEP);
+    }
+  });
+})();

@@ -1,0 +1,76 @@
+"""The sheet of a blend: which weights stand in which cell."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from difflora import Request
+from difflora.errors import ConfigError
+from webui.work.contact import Contact, SheetAxis
+from webui.work.desk import MixRow
+
+START = "0 - 1 [5]"
+MAX_STEPS = 12
+_RANGE = re.compile(r"\s*(-?[\d.]+)\s*-\s*(-?[\d.]+)\s*\[\s*(\d+)\s*\]\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """The sheet on show: the adapters of its axes, their values, and the mix that it was drawn with."""
+
+    across: str
+    columns: tuple[float, ...]
+    down: str
+    rows: tuple[float, ...]
+    mix: tuple[MixRow, ...]
+
+    def weights(self, cell: int) -> tuple[MixRow, ...]:
+        """The mix of a cell, counted row by row."""
+        row, column = divmod(cell, len(self.columns))
+        dialled = {self.across: self.columns[column]}
+        if self.down:
+            dialled[self.down] = self.rows[row]
+        return tuple(one.model_copy(update={"unet": dialled.get(one.name, one.unet)}) for one in self.mix)
+
+
+def steps_of(text: str) -> tuple[float, ...]:
+    """Weights from `0, 0.5, 1` or `0 - 1 [5]`. Raises ConfigError that says what is expected."""
+    found = _RANGE.fullmatch(text)
+    try:
+        if found:
+            first, last, count = float(found[1]), float(found[2]), int(found[3])
+            values = [first + (last - first) * n / max(1, count - 1) for n in range(count)]
+        else:
+            values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not 1 <= len(values) <= MAX_STEPS or not all(abs(value) <= 4 for value in values):
+        raise ConfigError(
+            f"{text!r}: expected up to {MAX_STEPS} weights between -4 and 4, as in `0, 0.5, 1`, or a range "
+            "with a number of steps, as in `0 - 1 [5]`."
+        )
+    return tuple(round(value, 4) for value in values)
+
+
+def sheet_of(rows: Sequence[MixRow], across: str | None, columns: str, down: str | None, steps: str) -> Sheet:
+    """The sheet that the form asks for. Raises ConfigError if its axes are not two adapters of the mix."""
+    active = tuple(row for row in rows if row.on)
+    names = [row.name for row in active]
+    if not 1 <= len(active) <= 4:
+        raise ConfigError(f"a blend has two to four adapters, the mix has {len(active)}: add or remove some.")
+    across = across if across in names else names[0]
+    down = down if down in names and down != across else next((n for n in names if n != across), "")
+    return Sheet(across, steps_of(columns), down, steps_of(steps) if down else (0.0,), active)
+
+
+def contact_of(base: str, sheet: Sheet, prompt: str, *, seed: str, steps: int, guidance: str) -> Contact:
+    """The job that draws a sheet. Raises ConfigError naming fields that cannot be used."""
+    given = {"seed": seed or 0, **({"guidance": guidance} if guidance else {})}
+    cells = len(sheet.columns) * len(sheet.rows)
+    request = Request(prompt=prompt, steps=steps, batch=min(cells, 25), **given)
+    axes = [SheetAxis(name="weight", values=sheet.columns, adapter=sheet.across)]
+    if sheet.down:
+        axes.append(SheetAxis(name="weight", values=sheet.rows, adapter=sheet.down))
+    return Contact(base=base, request=request, mix=sheet.mix, axes=tuple(axes))

@@ -1,0 +1,122 @@
+"""What else can be done with a mix: how its adapters meet, the mix as one adapter, or in a base."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+from pydantic import BaseModel, ValidationError
+
+from difflora import DiffloraError
+from difflora.errors import ConfigError
+from webui.following import View, problem, views
+from webui.parts import mix as mixes
+from webui.parts.mix import Mix
+from webui.shared import Shared
+from webui.work.arithmetic import HEAT, Baking, Meeting, Merging
+from webui.work.desk import MixRow
+
+_EVENT: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
+
+
+def build(shared: Shared, base: Component, mix: Mix) -> None:
+    """Two folded parts below a mix."""
+    with gr.Accordion("How they meet", open=False):
+        meet = gr.Button("Measure the interference of this mix", size="sm", elem_id="meet")
+        report = gr.HTML(elem_id="meeting")
+        heat = gr.Image(show_label=False, interactive=False, visible=False, type="filepath")
+    with gr.Accordion("Keep this mix", open=False):
+        name = gr.Textbox("my-blend", label="Name", elem_id="keep-name")
+        with gr.Row():
+            rank = gr.Textbox("", label="Rank", placeholder="exact: the ranks add up")
+            dtype = gr.Radio(["float16", "float32"], value="float16", label="Numbers")
+        with gr.Row():
+            save = gr.Button("Save as one adapter", variant="primary", elem_id="keep")
+            bake = gr.Button("Bake into a copy of the base", elem_id="bake")
+        kept = gr.HTML(elem_id="kept")
+    meet.click(_meeting(shared), [base, *mix.inputs], [report, heat], **_EVENT)
+    save.click(_saving(shared), [base, name, rank, dtype, *mix.inputs], kept, **_EVENT)
+    bake.click(_baking(shared), [base, name, *mix.inputs], kept, **_EVENT)
+
+
+def _run(shared: Shared, request: gr.Request, kind: str, wanted: BaseModel) -> Iterator[View]:
+    yield from views(shared, shared.jobs.submit(shared.owner(request), kind, wanted.model_dump_json()))
+
+
+def _meeting(shared: Shared) -> Callable[..., Any]:
+    def on_meet(request: gr.Request, base: str, *values: Any) -> Iterator[tuple[Any, Any]]:
+        try:
+            for found in _run(shared, request, "meet", Meeting(base=base, mix=_several(values))):
+                done = found.job.state == "done"
+                picture = next((file for file in found.pictures if file.endswith(HEAT)), None)
+                told = _met(found.job.result) if done else found.status
+                yield told, gr.update(value=picture, visible=picture is not None)
+        except (DiffloraError, ValidationError) as error:
+            yield problem(error), gr.skip()
+
+    return on_meet
+
+
+def _saving(shared: Shared) -> Callable[..., Any]:
+    def on_save(
+        request: gr.Request, base: str, name: str, rank: str, dtype: str, *values: Any
+    ) -> Iterator[str]:
+        try:
+            given = {"mix": _several(values, least=1), "rank": rank or None, "dtype": dtype}
+            wanted = Merging.model_validate({"base": base, "name": name, **given})
+            for found in _run(shared, request, "merge", wanted):
+                yield _kept(found)
+            shared.library.refresh()
+        except (DiffloraError, ValidationError) as error:
+            yield problem(error)
+
+    return on_save
+
+
+def _baking(shared: Shared) -> Callable[..., Any]:
+    def on_bake(request: gr.Request, base: str, name: str, *values: Any) -> Iterator[str]:
+        try:
+            wanted = Baking(base=base, mix=_several(values, least=1), name=name)
+            for found in _run(shared, request, "bake", wanted):
+                yield _kept(found)
+        except (DiffloraError, ValidationError) as error:
+            yield problem(error)
+
+    return on_bake
+
+
+def _several(values: Sequence[Any], *, least: int = 2) -> tuple[MixRow, ...]:
+    rows = tuple(row for row in mixes.rows_of(values) if row.on)
+    if len(rows) < least:
+        raise ConfigError(f"this needs {least} adapters, the mix has {len(rows)}: add one.")
+    return rows
+
+
+def _met(result: str) -> str:
+    """An interference report as HTML."""
+    facts = json.loads(result)
+    lines = [
+        f"<li><b>{html.escape(one['name'])}</b>: {one['survives']:.0%} of it is in the sum; weight "
+        f"{one['balanced']['unet']:.2f} keeps the energy of the parts</li>"
+        for one in facts["adapters"]
+    ]
+    worst = "".join(
+        f"<li>{html.escape(one['module'])}: {one['clash']:+.2f}</li>" for one in facts["worst"][:5]
+    )
+    return f'<div class="status"><ul>{"".join(lines)}</ul>Where they clash most:<ul>{worst}</ul></div>'
+
+
+def _kept(found: View) -> str:
+    """What became of a mix that was to be kept, as HTML."""
+    if found.job.state != "done":
+        return found.status
+    facts = json.loads(found.job.result)
+    what = facts.get("adapter") or facts.get("base")
+    lost = f"{facts['error']:.2%} of ΔW lost" if facts["error"] else "exact"
+    rounding = facts.get("rounding")
+    rounded = f", factors rounded by {rounding:.1e} at most" if rounding else ""
+    return f'<div class="status">kept as <b>{html.escape(str(what))}</b>: {lost}{rounded}</div>'

@@ -1,0 +1,227 @@
+"""The mix: rows of adapters with a weight each. Only what fits the base can be added."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from difflora import DiffloraError, Library, Stack, fits, interference
+from difflora.errors import NeedsBase
+from webui.following import problem
+from webui.shared import Shared
+from webui.work.desk import MixRow
+
+MAX_ROWS = 8
+VALUES = 4  # widgets of a row that hold a value: on, weight, own text weight, text weight
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a row tells of its adapter."""
+
+    name: str
+    facts: str
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class RowWidgets:
+    """The widgets of one row."""
+
+    group: gr.Group
+    on: Component
+    weight: Component
+    has_text: gr.Checkbox
+    text: Component
+    words: gr.Button
+    remove: gr.Button
+
+    @property
+    def values(self) -> list[Component]:
+        """Those that hold a value, in the order of `VALUES`."""
+        return [self.on, self.weight, self.has_text, self.text]
+
+    @property
+    def all(self) -> list[Any]:
+        """Everything that changes with the row's adapter."""
+        return [self.group, *self.values, self.words]
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """The widgets of a mix. `known` is a State with a Known for every row that is in use."""
+
+    known: gr.State
+    picker: Component
+    message: Component
+    rows: tuple[RowWidgets, ...]
+
+    @property
+    def inputs(self) -> list[Component]:
+        """What `rows_of` reads, in its order."""
+        return [self.known, *(widget for row in self.rows for widget in row.values)]
+
+    @property
+    def outputs(self) -> list[Any]:
+        """What `shown` changes, in its order."""
+        return [self.known, *(widget for row in self.rows for widget in row.all)]
+
+
+def rows_of(values: Sequence[Any]) -> tuple[MixRow, ...]:
+    """The mix that the widgets of `Mix.inputs` hold."""
+    known, rest = values[0] or [], values[1:]
+    rows = []
+    for place, one in enumerate(known):
+        on, weight, has_text, text = rest[place * VALUES : (place + 1) * VALUES]
+        rows.append(MixRow(name=one.name, unet=weight, text=text if has_text else None, on=on))
+    return tuple(rows)
+
+
+def shown(known: Sequence[Known], rows: Sequence[MixRow]) -> list[Any]:
+    """Updates for `Mix.outputs`: the rows with what is known of each, and no other row."""
+    updates: list[Any] = [list(known)]
+    for place in range(MAX_ROWS):
+        if place >= len(rows):
+            updates += [gr.Group(visible=False), *[gr.skip()] * (VALUES + 1)]
+            continue
+        row, one = rows[place], known[place]
+        updates += [
+            gr.Group(visible=True),
+            gr.Checkbox(value=row.on),
+            gr.Slider(value=row.unet, label=row.name, info=one.facts),
+            gr.Checkbox(value=row.text is not None),
+            gr.Slider(value=row.unet if row.text is None else row.text, visible=row.text is not None),
+            gr.update(value=f"“{one.words}”" if one.words else "no trigger", interactive=bool(one.words)),
+        ]
+    return updates
+
+
+def known_of(shared: Shared, name: str, base: str) -> Known:
+    """What there is to know of an adapter before it joins a mix.
+
+    Raises LibraryError if it is not there, AdapterFileError if it cannot be read, FitError if it does not fit
+    the base, BaseModelError if that is none.
+    """
+    entry = shared.library.find(name)
+    adapter = shared.library.get(entry.name)
+    report = fits(adapter, shared.outline(base))
+    report.require()
+    ranks = f"rank {_span(entry.ranks)}, " if entry.ranks else ""
+    kinds = ", ".join(entry.kinds) or "words"
+    parts = [f"{entry.family}, {kinds}, {ranks}{len(report.matched)} modules fit"]
+    try:
+        total = sum(
+            float(product.sum()) for product in interference(Stack([(adapter, 1.0)])).products.values()
+        )
+        parts.append(f"‖ΔW‖ {math.sqrt(total):.3g}")
+    except NeedsBase:
+        parts.append("‖ΔW‖ depends on the base")
+    if adapter.tokens:
+        parts.append(f"adds the words {', '.join(adapter.tokens)}")
+    return Known(entry.name, " · ".join(parts), entry.trigger)
+
+
+def preferred(library: Library, name: str) -> float:
+    """The weight that an adapter begins with: that of its notes, else 1."""
+    weight = library.find(name).notes.weight
+    return 1.0 if weight is None else max(-2.0, min(2.0, weight))
+
+
+def build(shared: Shared, *, base: Component, prefix: str = "", pick: gr.Textbox | None = None) -> Mix:
+    """The widgets, with what adds, folds away and removes rows already on them.
+
+    `prefix` begins the ids of its elements. A name that is put into `pick` is added as if it had been chosen.
+    """
+    known = gr.State([])
+    with gr.Row(equal_height=True):
+        picker = gr.Dropdown(
+            names(shared),
+            value=None,
+            label="Add an adapter",
+            info="Type to search; it is checked against the base and joins the mix.",
+            filterable=True,
+            elem_id=f"{prefix}picker",
+            scale=4,
+        )
+        refresh = gr.Button("↻", min_width=40, scale=0, elem_id=f"{prefix}refresh")
+    message = gr.HTML(elem_id=f"{prefix}message")
+    mix = Mix(known, picker, message, tuple(_row(place, prefix) for place in range(MAX_ROWS)))
+
+    def add(name: str | None, base: str, *values: Any) -> list[Any]:
+        return added(shared, name, base, values)
+
+    for event, source in [(picker.input, picker)] + ([] if pick is None else [(pick.change, pick)]):
+        event(add, [source, base, *mix.inputs], [picker, message, *mix.outputs], api_visibility="private")
+    refresh.click(lambda: _listed(shared), None, picker, api_visibility="private")
+    for place, row in enumerate(mix.rows):
+        row.has_text.input(
+            lambda on, weight: gr.Slider(visible=on, value=weight),
+            [row.has_text, row.weight],
+            row.text,
+            api_visibility="private",
+        )
+
+        def remove(*values: Any, place: int = place) -> list[Any]:
+            return shown(*_without(values, place))
+
+        row.remove.click(remove, mix.inputs, mix.outputs, api_visibility="private")
+    return mix
+
+
+def added(shared: Shared, name: str | None, base: str, values: Sequence[Any]) -> list[Any]:
+    """Updates for the picker, the message and `Mix.outputs` after an adapter was chosen."""
+    known, rows = list(values[0] or []), rows_of(values)
+    if not name:
+        return [gr.skip(), "", *[gr.skip()] * len(shown([], []))]
+    text = ""
+    try:
+        if any(one.name == name for one in known):
+            raise DiffloraError(f"{name} is in the mix already: move its slider.")
+        if len(known) == MAX_ROWS:
+            raise DiffloraError(f"the mix has {MAX_ROWS} adapters, which is all there is room for.")
+        known.append(known_of(shared, name, base))
+        rows = (*rows, MixRow(name=known[-1].name, unet=preferred(shared.library, name)))
+    except DiffloraError as error:
+        text = problem(error)
+    return [gr.Dropdown(value=None), text, *shown(known, rows)]
+
+
+def names(shared: Shared) -> list[str]:
+    """The names of the adapters that can be read."""
+    return list(shared.library.entries)
+
+
+def _listed(shared: Shared) -> gr.Dropdown:
+    shared.library.refresh()
+    return gr.Dropdown(choices=names(shared))
+
+
+def _without(values: Sequence[Any], place: int) -> tuple[list[Known], list[MixRow]]:
+    known, rows = list(values[0] or []), list(rows_of(values))
+    if place < len(rows):
+        del known[place], rows[place]
+    return known, rows
+
+
+def _row(place: int, prefix: str) -> RowWidgets:
+    with gr.Group(visible=False, elem_classes="mix-row") as group:
+        with gr.Row(equal_height=True):
+            on = gr.Checkbox(True, label="on", container=False, min_width=50, scale=0)
+            weight = gr.Slider(
+                -2.0, 2.0, value=1.0, step=0.05, label="weight", elem_id=f"{prefix}weight-{place}", scale=6
+            )
+            remove = gr.Button("✕", min_width=40, scale=0, elem_id=f"{prefix}remove-{place}")
+        with gr.Row(equal_height=True):
+            words = gr.Button("trigger", size="sm", elem_id=f"{prefix}words-{place}")
+            has_text = gr.Checkbox(False, label="another weight on the text encoders", container=False)
+        text = gr.Slider(-2.0, 2.0, value=1.0, step=0.05, label="weight on the text encoders", visible=False)
+    return RowWidgets(group, on, weight, has_text, text, words, remove)
+
+
+def _span(ranks: Sequence[int]) -> str:
+    return str(ranks[0]) if len(ranks) == 1 else f"{min(ranks)}–{max(ranks)}"

@@ -1,0 +1,181 @@
+"""The tab that blends: a sheet over weights, how the adapters meet, and the mix as one adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+from pydantic import ValidationError
+
+from difflora import DiffloraError
+from webui.blending import START, Sheet, contact_of, sheet_of
+from webui.following import View, live, problem, views
+from webui.parts import keep
+from webui.parts import mix as mixes
+from webui.parts.mix import Known, Mix
+from webui.shared import Shared
+from webui.tabs.tab import Page, Tab
+from webui.work.contact import SHEET
+from webui.work.desk import MixRow
+
+KIND = "grid"
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The form, less the mix."""
+
+    prompt: Component
+    across: Component
+    columns: Component
+    down: Component
+    rows: Component
+    seed: Component
+    steps: Component
+    guidance: Component
+
+    @property
+    def all(self) -> list[Component]:
+        """In the order that the sheet is asked for."""
+        axes = [self.across, self.columns, self.down, self.rows]
+        return [self.prompt, *axes, self.seed, self.steps, self.guidance]
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The sheet: `current` is a State with the number of its job, `sheet` one with what is in its cells."""
+
+    current: gr.State
+    sheet: gr.State
+    status: Component
+    drawing: Component
+    cells: gr.Gallery
+    labelled: gr.Accordion
+    whole: Component
+    cancel: gr.Button
+
+    @property
+    def outputs(self) -> list[Any]:
+        """What `_shown` changes, in its order."""
+        shown = [self.status, self.drawing, self.cells, self.labelled, self.whole, self.cancel]
+        return [self.current, self.sheet, *shown]
+
+
+def _build(shared: Shared, page: Page) -> None:
+    with gr.Row():
+        with gr.Column(scale=5, min_width=320):
+            prompt = gr.Textbox(label="Prompt", lines=2, elem_id="blend-text")
+            mix = mixes.build(shared, base=page.base, prefix="blend-")
+            inputs = _inputs(prompt)
+            with gr.Row():
+                draw = gr.Button("Draw the sheet", variant="primary", elem_id="blend", scale=3)
+                cancel = gr.Button("Cancel", interactive=False, scale=1)
+        with gr.Column(scale=6, min_width=320):
+            results = _results(cancel)
+            keep.build(shared, page.base, mix)
+    _connect_axes(mix, inputs.across, inputs.down)
+    _connect(shared, page, inputs, mix, results, draw)
+
+
+def _inputs(prompt: Component) -> Inputs:
+    with gr.Row():
+        across = gr.Dropdown([], label="Columns: weight of", elem_id="across")
+        columns = gr.Textbox(START, label="Weights", info="0, 0.5, 1 or 0 - 1 [5]", elem_id="columns")
+    with gr.Row():
+        down = gr.Dropdown([], label="Rows: weight of", elem_id="down")
+        rows = gr.Textbox(START, label="Weights", info="0, 0.5, 1 or 0 - 1 [5]", elem_id="rows")
+    with gr.Row():
+        seed = gr.Textbox("1", label="Seed")
+        steps = gr.Slider(1, 100, value=20, step=1, label="Steps", elem_id="blend-steps")
+        guidance = gr.Textbox("", label="Guidance", placeholder="the base's own")
+    return Inputs(prompt, across, columns, down, rows, seed, steps, guidance)
+
+
+def _results(cancel: gr.Button) -> Results:
+    status, drawing = gr.HTML(elem_id="blend-status"), gr.HTML()
+    cells = gr.Gallery(
+        label="Click a cell to take its weights",
+        columns=5,
+        height=560,
+        object_fit="contain",
+        interactive=False,
+        allow_preview=False,
+        elem_id="cells",
+        buttons=[],
+    )
+    labelled = gr.Accordion("The sheet with its labels", open=False, visible=False)
+    with labelled:
+        whole = gr.Image(show_label=False, interactive=False, type="filepath", elem_id="sheet")
+    return Results(gr.State(None), gr.State(None), status, drawing, cells, labelled, whole, cancel)
+
+
+def _connect(shared: Shared, page: Page, inputs: Inputs, mix: Mix, results: Results, draw: gr.Button) -> None:
+    count = len(inputs.all)
+
+    def on_draw(request: gr.Request, base: str, *values: Any) -> Iterator[list[Any]]:
+        prompt, across, columns, down, rows, seed, steps, guidance = values[:count]
+        try:
+            sheet = sheet_of(mixes.rows_of(values[count:]), across, columns, down, rows)
+            asked = contact_of(base, sheet, prompt, seed=seed, steps=int(steps), guidance=guidance)
+            job = shared.jobs.submit(shared.owner(request), KIND, asked.model_dump_json())
+        except (DiffloraError, ValidationError) as error:
+            yield [gr.skip(), gr.skip(), problem(error), *[gr.skip()] * 5]
+            return
+        for found in views(shared, job):
+            yield _shown(found, sheet)
+
+    def on_cell(found: Sheet | None, known: Sequence[Known], event: gr.SelectData) -> list[Any]:
+        if found is None:
+            return [gr.skip()] * len(mix.outputs)
+        chosen = {row.name: row for row in found.weights(int(event.index))}
+        kept = [one for one in known if one.name in chosen]
+        return mixes.shown(kept, [chosen[one.name] for one in kept])
+
+    def on_cancel(request: gr.Request, number: int | None) -> None:
+        if number is not None:
+            shared.jobs.cancel(number, shared.owner(request))
+
+    draw.click(
+        on_draw,
+        [page.base, *inputs.all, *mix.inputs],
+        results.outputs,
+        api_visibility="private",
+        concurrency_limit=None,
+        show_progress="hidden",
+    )
+    results.cancel.click(on_cancel, results.current, None, api_visibility="private", queue=False)
+    results.cells.select(on_cell, [results.sheet, mix.known], mix.outputs, api_visibility="private")
+
+
+def _shown(found: View, sheet: Sheet) -> list[Any]:
+    """Updates after the sheet's job has changed."""
+    job = found.job
+    running = gr.update(interactive=not job.is_over)
+    if job.state != "done":
+        return [job.number, sheet, found.status, live(found), gr.skip(), gr.skip(), gr.skip(), running]
+    whole = next(file for file in found.pictures if file.endswith(SHEET))
+    cells = [file for file in found.pictures if file != whole]
+    captions = [_caption(sheet.weights(number)) for number in range(len(cells))]
+    pictures = gr.update(value=list(zip(cells, captions, strict=True)), columns=len(sheet.columns))
+    return [job.number, sheet, found.status, "", pictures, gr.update(visible=True), whole, running]
+
+
+def _caption(rows: Sequence[MixRow]) -> str:
+    return " + ".join(f"{row.unet:g} {row.name}" for row in rows)
+
+
+def _connect_axes(mix: Mix, across: Component, down: Component) -> None:
+    """The axes can be the adapters of the mix."""
+
+    def choices(known: Sequence[Known]) -> tuple[Any, Any]:
+        names = [one.name for one in known]
+        first, second = ([*names, None, None])[:2]
+        return gr.update(choices=names, value=first), gr.update(choices=names, value=second)
+
+    mix.known.change(choices, mix.known, [across, down], api_visibility="private")
+
+
+BLEND = Tab("Blend", _build)

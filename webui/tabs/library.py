@@ -1,0 +1,102 @@
+"""The tab of the adapters that there are: find one, and look at it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+
+from difflora import LibraryEntry
+from webui.parts import details
+from webui.shared import Shared
+from webui.shelf import ANY, PAGE, SORTS, Query, cover, found
+from webui.tabs.tab import Page, Tab
+
+
+def _build(shared: Shared, page: Page) -> None:
+    with gr.Row(equal_height=True):
+        words = gr.Textbox(
+            "", label="Search", placeholder="name, trigger, kind or hash", elem_id="search", scale=4
+        )
+        family = gr.Dropdown([ANY], value=ANY, label="Family", scale=1, min_width=110)
+        kind = gr.Dropdown([ANY], value=ANY, label="Kind", scale=1, min_width=110)
+        order = gr.Dropdown(list(SORTS), value=SORTS[0], label="Order", scale=1, min_width=110)
+        refresh = gr.Button("↻", min_width=40, scale=0, elem_id="library-refresh")
+    with gr.Row():
+        with gr.Column(scale=6, min_width=320):
+            cards = gr.Gallery(
+                label="Adapters",
+                columns=4,
+                height=560,
+                object_fit="cover",
+                interactive=False,
+                allow_preview=False,
+                elem_id="cards",
+                buttons=[],
+            )
+            with gr.Row(equal_height=True):
+                back = gr.Button("‹", min_width=40, scale=0)
+                told = gr.HTML(elem_id="library-told")
+                forth = gr.Button("›", min_width=40, scale=0)
+        with gr.Column(scale=5, min_width=320):
+            selected = details.build(shared, page)
+    number, names = gr.State(0), gr.State([])
+    filters = [words, family, kind, order]
+    outputs = [cards, told, number, names, family, kind]
+
+    def look(words: str, family: str, kind: str, order: str, page: int = 0) -> list[Any]:
+        return _page(shared, Query(words, family, kind, order, page))
+
+    def again(words: str, family: str, kind: str, order: str) -> list[Any]:
+        shared.library.refresh()
+        return look(words, family, kind, order)
+
+    def before(words: str, family: str, kind: str, order: str, page: int) -> list[Any]:
+        return look(words, family, kind, order, page - 1)
+
+    def after(words: str, family: str, kind: str, order: str, page: int) -> list[Any]:
+        return look(words, family, kind, order, page + 1)
+
+    for widget in filters:
+        event = widget.submit if widget is words else widget.input
+        event(look, filters, outputs, api_visibility="private", show_progress="hidden")
+    refresh.click(again, filters, outputs, api_visibility="private")
+    for button, turned in ((back, before), (forth, after)):
+        button.click(turned, [*filters, number], outputs, api_visibility="private")
+    cards.select(_chosen, names, selected, api_visibility="private")
+    page.blocks.load(again, filters, outputs, api_visibility="private", show_progress="hidden")
+
+
+def _chosen(names: Sequence[str], event: gr.SelectData) -> str:
+    return names[int(event.index)]
+
+
+def _page(shared: Shared, query: Query) -> list[Any]:
+    """Updates for one page of cards."""
+    library = shared.library
+    entries = found(library, query)
+    pages = max(1, -(-len(entries) // PAGE))
+    number = max(0, min(pages - 1, query.page))
+    shown = entries[number * PAGE : (number + 1) * PAGE]
+    broken = len(library.broken)
+    wrong = f" · {broken} cannot be used" if broken else ""
+    text = f"{len(entries)} adapters · page {number + 1} of {pages}{wrong}"
+    families = sorted({entry.family for entry in library.entries.values()})
+    kinds = sorted({kind for entry in library.entries.values() for kind in entry.kinds})
+    return [
+        gr.update(value=[(cover(shared, entry), _label(entry)) for entry in shown], selected_index=None),
+        f'<div class="status">{text}</div>',
+        number,
+        [entry.name for entry in shown],
+        gr.update(choices=[ANY, *families], value=query.family),
+        gr.update(choices=[ANY, *kinds], value=query.kind),
+    ]
+
+
+def _label(entry: LibraryEntry) -> str:
+    rank = f" {max(entry.ranks)}" if entry.ranks else ""
+    return f"{entry.name} · {entry.family} · {', '.join(entry.kinds) or 'words'}{rank}"
+
+
+LIBRARY = Tab("Library", _build)

@@ -1,0 +1,59 @@
+"""A contact sheet over weights of a mix, or over other fields, drawn in as few batches as can be."""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from difflora import Axis, Request, grid, resolve
+from webui.work.desk import FROZEN, Desk, Done, MixRow
+
+SHEET = "sheet.png"
+MAX_CELLS = 100
+
+
+class SheetAxis(BaseModel):
+    """An axis of the sheet: see difflora's Axis."""
+
+    model_config = FROZEN
+
+    name: Literal["weight", "adapter", "seed", "steps", "guidance", "prompt"] = "weight"
+    values: tuple[float | int | str | None, ...] = Field(min_length=1, max_length=MAX_CELLS)
+    adapter: str | None = None
+
+
+class Contact(BaseModel):
+    """What to draw in every cell, and what changes along the edges."""
+
+    model_config = FROZEN
+
+    base: str
+    request: Request
+    mix: tuple[MixRow, ...]
+    axes: tuple[SheetAxis, ...] = Field(min_length=1, max_length=2)
+
+
+def contact(wanted: Contact, desk: Desk) -> Done:
+    """Draws the sheet and each of its cells."""
+    desk.say("loading the base and the adapters")
+    model = desk.bases.get(wanted.base)
+    found = resolve(wanted.request.prompt, desk.library())
+    request = wanted.request.model_copy(update={"prompt": found.prompt})
+    desk.note = "drawing"
+    sheet = grid(
+        model,
+        request,
+        stack=desk.stack(wanted.mix),
+        axes=[Axis(axis.name, axis.values, axis.adapter) for axis in wanted.axes],
+        progress=desk.progress,
+        watch=desk.watch(wanted.base),
+    )
+    sheet.image.save(desk.folder / SHEET)
+    cells = [
+        desk.keep(image, f"cell-{row:02}-{column:02}.png")
+        for row, images in enumerate(sheet.cells)
+        for column, image in enumerate(images)
+    ]
+    return Done((SHEET, *cells), json.dumps({"columns": len(sheet.cells[0]), "rows": len(sheet.cells)}))

@@ -1,0 +1,165 @@
+"""What a job has at hand while it runs: its folder, the base models, and the way to say how far it is."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+from difflora import LatentColours, Library, Recipe, Stack, Weight, load, save_png
+from webui.jobs import Job, Jobs
+from webui.settings import Settings
+
+if TYPE_CHECKING:
+    from difflora import Model
+
+PREVIEW = "preview.png"
+PREVIEW_SECONDS = 0.25  # at least, between two previews
+FROZEN = ConfigDict(frozen=True, extra="forbid")
+
+
+class Cancelled(Exception):
+    """The job was asked to end. `note` says what was kept."""
+
+    def __init__(self, note: str = "") -> None:
+        super().__init__(note)
+        self.note = note
+
+
+class Ended(BaseException):
+    """The worker was asked to end: the job waits again, for the next one."""
+
+
+class MixRow(BaseModel):
+    """One adapter of a mix, by its name in the library. `text` is None where it is as strong as on the
+    UNet."""
+
+    model_config = FROZEN
+
+    name: str
+    unet: FiniteFloat = Field(default=1.0, ge=-4, le=4)
+    text: FiniteFloat | None = Field(default=None, ge=-4, le=4)
+    on: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a job has made: names of files below its folder, and JSON for the page."""
+
+    files: tuple[str, ...] = ()
+    result: str = "{}"
+
+
+class Bases:
+    """The base model loaded last, so that memory holds one."""
+
+    def __init__(self) -> None:
+        self._loaded: tuple[str, Model, LatentColours] | None = None
+
+    def get(self, name: str) -> Model:
+        """The base of that name."""
+        return self._get(name)[1]
+
+    def colours(self, name: str) -> LatentColours:
+        """How its latents look."""
+        return self._get(name)[2]
+
+    def forget(self) -> None:
+        """Makes room: training loads its own base."""
+        self._loaded = None
+
+    def _get(self, name: str) -> tuple[str, Model, LatentColours]:
+        if self._loaded is None or self._loaded[0] != name:
+            self.forget()
+            model = load(name)
+            self._loaded = (name, model, LatentColours.of(model))
+        return self._loaded
+
+
+@dataclass(slots=True)
+class Desk:
+    """The running job's."""
+
+    job: Job
+    jobs: Jobs
+    settings: Settings
+    bases: Bases
+    note: str = ""
+    files: tuple[str, ...] = ()
+    _shown: float = field(default=0.0)
+
+    @property
+    def folder(self) -> Path:
+        """Where the job's files go."""
+        folder = self.jobs.place(self.job)
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def library(self) -> Library:
+        """The adapters."""
+        return Library(*self.settings.library)
+
+    def stack(self, mix: Sequence[MixRow]) -> Stack:
+        """The adapters of a mix that are on. Raises LibraryError on one that is not there."""
+        library = self.library()
+        return Stack(
+            [
+                (library.get(row.name), Weight(row.unet, row.unet if row.text is None else row.text))
+                for row in mix
+                if row.on
+            ]
+        )
+
+    def progress(self, done: int, total: int) -> None:
+        """Says how far the job is. Raises Cancelled if it was asked to end."""
+        if self.jobs.report(self.job, done=done, total=total, note=self.note, files=self.files):
+            raise Cancelled
+
+    def say(self, note: str) -> None:
+        """Says in words what the job is about to do."""
+        self.note = note
+        self.progress(0, 0)
+
+    def watch(self, base: str) -> Any:
+        """What shows latents of `base` as they become the job's pictures, now and then."""
+        colours = self.bases.colours(base)
+
+        def show(latents: Any) -> None:
+            if time.monotonic() - self._shown >= PREVIEW_SECONDS:
+                self._shown = time.monotonic()
+                self._preview(_side_by_side(colours.pictures(latents)))
+
+        return show
+
+    def keep(self, image: Image.Image, name: str) -> str:
+        """Writes a picture that carries its recipe; returns its name."""
+        recipe = Recipe.from_json(image.info["difflora"])
+        save_png(image, self.folder / name, recipe)
+        return name
+
+    def _preview(self, image: Image.Image) -> None:
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG")
+        partial = self.folder / f".{PREVIEW}"
+        partial.write_bytes(buffer.getvalue())
+        os.replace(partial, self.folder / PREVIEW)
+        self.files = (PREVIEW,)
+
+
+def _side_by_side(pictures: Sequence[Image.Image], *, edge: int = 384) -> Image.Image:
+    """The pictures in rows of four at most, enlarged so that the whole is about `edge` pixels wide."""
+    width, height = pictures[0].size
+    columns = min(4, len(pictures))
+    rows = -(-len(pictures) // columns)
+    whole = Image.new("RGB", (columns * width, rows * height))
+    for number, picture in enumerate(pictures):
+        whole.paste(picture, (number % columns * width, number // columns * height))
+    factor = max(1, edge // whole.width)
+    return whole.resize((whole.width * factor, whole.height * factor), Image.Resampling.BICUBIC)

@@ -1,0 +1,55 @@
+"""Pictures of a prompt and a mix, at wish also without the mix, from the same seeds."""
+
+from __future__ import annotations
+
+import json
+
+from PIL import Image
+from pydantic import BaseModel, Field
+
+from difflora import Request, Stack, generate, resolve
+from webui.work.desk import FROZEN, Desk, Done, MixRow
+
+
+class Draw(BaseModel):
+    """What to draw. The prompt may hold `<lora:name:weight>` tags, whose adapters join the mix."""
+
+    model_config = FROZEN
+
+    base: str
+    request: Request
+    mix: tuple[MixRow, ...] = ()
+    count: int = Field(default=1, ge=1, le=64)
+    compare: bool = Field(default=False, description="Draw the same seeds with the adapters off as well.")
+
+
+def draw(wanted: Draw, desk: Desk) -> Done:
+    """Draws and keeps the pictures; those without the mix have names that end in `-off`."""
+    desk.say("loading the base and the adapters")
+    model = desk.bases.get(wanted.base)
+    found = resolve(wanted.request.prompt, desk.library())
+    stack = Stack([*desk.stack(wanted.mix), *found.stack])
+    request = wanted.request.model_copy(update={"prompt": found.prompt})
+    passes = [(stack, "")] + ([(Stack(), "-off")] if wanted.compare and len(stack) else [])
+    desk.note = "drawing"
+    files: list[str] = []
+    for number, (mix, ending) in enumerate(passes):
+
+        def progress(done: int, total: int, before: int = number) -> None:
+            desk.progress(before * total + done, len(passes) * total)
+
+        images = generate(
+            model,
+            request,
+            stack=mix,
+            count=wanted.count,
+            progress=progress,
+            watch=desk.watch(wanted.base),
+        )
+        files += [desk.keep(image, _name(place, image, ending)) for place, image in enumerate(images)]
+    return Done(tuple(files), json.dumps({"prompt": request.prompt}))
+
+
+def _name(place: int, image: Image.Image, ending: str) -> str:
+    seed = json.loads(image.info["difflora"])["seed"]
+    return f"{place:02}-{seed}{ending}.png"

@@ -1,0 +1,89 @@
+"""A training, which ends with an adapter in the library and can be continued after any interruption."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from contextlib import closing
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from difflora import Interrupted, StepReport, configure, train
+from webui.work.desk import FROZEN, Cancelled, Desk, Done, Ended
+
+CURVE = 400  # points of the loss that are kept for the plot
+
+
+class Training(BaseModel):
+    """`options` are fields of TrainConfig; the output folder is the library's own."""
+
+    model_config = FROZEN
+
+    options: dict[str, Any] = Field(description="Fields of TrainConfig, but for output.")
+
+
+def training(wanted: Training, desk: Desk) -> Done:
+    """Trains. A stop keeps the state: the same request continues it.
+
+    Raises what `configure` and `train` do.
+    """
+    config = configure({**wanted.options, "output": desk.settings.adapters})
+    desk.say("reading the images and loading the base")
+    desk.bases.forget()
+    course = _Course(desk)
+    try:
+        with closing(train(config)) as reports:  # closing it saves the state
+            for report in reports:
+                course.follow(report)
+    except Interrupted as stopped:  # by the signal that ends the worker; the state is saved
+        raise Ended from stopped
+    return Done((*course.files,), course.result())
+
+
+class _Course:
+    """What the page shows of a training: its loss so far, its speed, its previews."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.losses: list[tuple[int, float]] = []
+        self.files: tuple[str, ...] = ()
+        self.adapter = ""
+        self.started, self.first = time.monotonic(), 0
+
+    def follow(self, report: StepReport) -> None:
+        """Raises Cancelled if the training was asked to stop."""
+        self.first = self.first or report.step
+        self.losses.append((report.step, report.loss))
+        for preview in report.previews:
+            name = f"step-{report.step:06}-{len(self.files):03}.png"
+            shutil.copyfile(preview, self.desk.folder / name)
+            self.files = (*self.files, name)
+        if report.adapter is not None:
+            self.adapter = report.adapter.stem
+            return
+        done = report.step - self.first
+        left = (time.monotonic() - self.started) / done * (report.total - report.step) if done else None
+        self.desk.files = self.files
+        self.desk.note = _line(report, left)
+        (self.desk.folder / "course.json").write_text(self.result(), encoding="utf-8")
+        try:
+            self.desk.progress(report.step, report.total)
+        except Cancelled:
+            raise Cancelled(
+                f"stopped after step {report.step} of {report.total}, the state is saved: Resume continues it"
+            ) from None
+
+    def result(self) -> str:
+        """JSON with the name of the adapter, "" before the end, and the loss over the steps."""
+        every = -(-len(self.losses) // CURVE)
+        return json.dumps({"adapter": self.adapter, "loss": self.losses[::every]})
+
+
+def _line(report: StepReport, left: float | None) -> str:
+    memory = f", {report.memory_bytes / 2**30:.1f} GiB" if report.memory_bytes else ""
+    eta = "" if left is None else f", {int(left) // 60}:{int(left) % 60:02} left"
+    rate = f"rate {report.learning_rate:.1e}"
+    speed = f"{report.images_per_second:.1f} images/s"
+    return f"step {report.step} of {report.total}: loss {report.loss:.4f}, {rate}, {speed}{memory}{eta}"
