@@ -58,7 +58,7 @@ def lessons(folder: Path) -> tuple[Lesson, ...]:
     """The demonstration's own, and the styles of the sample data that it leaves out, taught alike."""
     known = {lesson.name for lesson in LESSONS}
     more = (
-        Lesson(style, "style", f"styles/{style}", (), "")
+        Lesson(style, "style", f"styles/{style}", f"{style} style", (), "")
         for style in sorted(path.name for path in (folder / "styles").iterdir() if path.is_dir())
         if style not in known
     )

@@ -27,16 +27,22 @@ GUIDANCE = 2.0
 """Below the base's own: a short training hardly moves the unguided picture; guidance widens the gap."""
 
 
+PRESERVATION = 0.25
+"""So that the base's look stays where a prompt does not name what was learned."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lesson:
     """One adapter of the demonstration: what it is learned from, and what is drawn with it afterwards.
 
-    None of the prompts is a caption of the folder.
+    `trigger` are the words in the folder's captions that call what is learned. None of the prompts is a
+    caption of the folder.
     """
 
     name: str
     preset: str
     folder: str
+    trigger: str
     prompts: tuple[str, ...]
     look_at: str
 
@@ -48,6 +54,8 @@ class Lesson:
             "data": data / self.folder,
             "output": output,
             "name": self.name,
+            "trigger": self.trigger,
+            "preservation": PRESERVATION,
             "seed": SEED,
             "save_every": 50,
         }
@@ -68,6 +76,7 @@ LESSONS = (
         "halftone",
         "style",
         "styles/halftone",
+        "halftone style",
         tuple(f"{scene}, halftone style" for scene in _SCENES),
         "printed dots in place of flat colour, while shapes and colours follow the prompt as before",
     ),
@@ -75,6 +84,7 @@ LESSONS = (
         "neon",
         "style",
         "styles/neon",
+        "neon style",
         tuple(f"{scene}, neon style" for scene in _SCENES),
         "glowing outlines in the dark; shapes follow the prompt, colours not always, after so few images",
     ),
@@ -82,6 +92,7 @@ LESSONS = (
         "robot",
         "subject",
         "subjects/robot",
+        "sks robot",
         tuple(f"a photo of sks robot on a {place} background" for place in _PLACES),
         "the robot of the eight training images, on red and black too, where it was never shown",
     ),

@@ -31,7 +31,7 @@ MAX_SCALE = 4.6052  # log of 100, CLIP's own limit of its temperature
 class CLIPOptions:
     """How the CLIP is trained; a batch is `batch` scenes and the twin of each."""
 
-    steps: int = 2000
+    steps: int = 800
     batch: int = 128
     scenes: int = 12000
     peak_rate: float = 1e-3

@@ -54,9 +54,9 @@ PREVIEW_PROMPTS = (
 class UNetOptions:
     """How the UNet is trained; `steps` is the whole length, of which a resumed run makes the rest."""
 
-    steps: int = 16000
+    steps: int = 14000
     batch: int = 32
-    scenes: int = 24000
+    scenes: int = 16000
     peak_rate: float = 2e-3
     seed: int = 2
 

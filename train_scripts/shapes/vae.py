@@ -30,7 +30,7 @@ PULL_TO_ZERO = 1e-4
 class VAEOptions:
     """How the VAE is trained; `steps` is the whole length, of which a resumed run makes the rest."""
 
-    steps: int = 2600
+    steps: int = 1600
     batch: int = 8
     pictures: int = 8000
     peak_rate: float = 3e-3

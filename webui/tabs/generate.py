@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from difflora import SAMPLERS, DiffloraError, Request, token_count
+from difflora import SAMPLERS, DiffloraError, Request, read_recipe, token_count
 from webui.following import View, live, problem, view, views
 from webui.forms import Form, form
 from webui.parts import mix as mixes
@@ -31,7 +31,7 @@ KIND = "generate"
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The widgets of the form, less those of the mix."""
+    """The widgets of the form, less those of the mix. `again` takes the seed of the picture on show."""
 
     prompt: Component
     negative: Component
@@ -41,6 +41,7 @@ class Inputs:
     count: Component
     compare: Component
     numbers: Form
+    again: gr.Button
 
     @property
     def all(self) -> list[Component]:
@@ -151,6 +152,7 @@ def _settings(prompt: Component, negative: Component) -> Inputs:
         with gr.Row(equal_height=True):
             seed = gr.Textbox(label="Seed", placeholder="a new one each time", elem_id="seed", scale=3)
             dice = gr.Button("🎲", min_width=40, scale=0, elem_id="dice")
+            again = gr.Button("♻", min_width=40, scale=0, elem_id="recycle")
             swap = gr.Button("⇅ size", min_width=70, scale=0)
         with gr.Row():
             numbers = form(Request, NUMBERS, blank=_default)
@@ -158,7 +160,7 @@ def _settings(prompt: Component, negative: Component) -> Inputs:
     dice.click(lambda: "", None, seed, api_visibility="private")
     sizes = [numbers["width"], numbers["height"]]
     swap.click(lambda width, height: (height, width), sizes, sizes, api_visibility="private")
-    return Inputs(prompt, negative, sampler, steps, seed, count, compare, numbers)
+    return Inputs(prompt, negative, sampler, steps, seed, count, compare, numbers, again)
 
 
 def _default(info: FieldInfo) -> str:
@@ -313,6 +315,7 @@ def _connect_pictures(shared: Shared, base: Component, inputs: Inputs, mix: Mix,
 
     for gallery, files in ((results.gallery, results.pictures), (results.history, results.earlier)):
         gallery.select(on_select, files, [results.chosen, results.infotext], api_visibility="private")
+    inputs.again.click(_seed_of, results.chosen, inputs.seed, api_visibility="private")
     outputs = [results.status, *inputs.all, *mix.outputs]
     for event, source in ((results.back.click, results.chosen), (results.drop.upload, results.drop)):
         event(on_restore, [source, base], outputs, api_visibility="private")
@@ -341,6 +344,10 @@ def _restored(shared: Shared, path: Path | None, base: str, *, names: Sequence[s
     )
     fields = [request.prompt, request.negative, request.sampler, request.steps, str(request.seed), 1, False]
     return [told, *fields, *numbers, *mixes.shown(known, rows)]
+
+
+def _seed_of(path: str | None) -> str:
+    return "" if path is None else str(read_recipe(path).seed)
 
 
 def _infotext(path: str) -> str:

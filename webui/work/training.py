@@ -39,7 +39,10 @@ def training(wanted: Training, desk: Desk) -> Done:
                 course.follow(report)
     except Interrupted as stopped:  # by the signal that ends the worker; the state is saved
         raise Ended from stopped
-    return Done((*course.files,), course.result())
+    if course.files:  # the library shows it
+        cover = desk.settings.adapters / f"{course.adapter}.preview.png"
+        shutil.copyfile(desk.folder / course.files[-1], cover)
+    return Done(course.files, course.result())
 
 
 class _Course:
