@@ -68,8 +68,9 @@ def pick(page: Any, name: str, prefix: str = "") -> None:
     """Adds an adapter to the mix."""
     box = page.locator(f"#{prefix}picker input")
     box.click()
-    box.fill(name)
-    page.get_by_role("option", name=name, exact=True).click()
+    box.press_sequentially(name, delay=30)
+    playwright.expect(page.get_by_role("option")).to_have_count(1, timeout=LONG)
+    box.press("Enter")
 
 
 def steps(page: Any, count: int) -> None:
@@ -92,10 +93,15 @@ def ended(page: Any, where: str = "#status", *, before: str = "") -> str:
     return str(page.locator(f"{where} .status").inner_text())
 
 
+def shown(page: Any, where: str) -> str:
+    """What a status shows, to be told from what comes after it."""
+    return str(page.evaluate("where => document.querySelector(`${where} .status`)?.outerHTML ?? ''", where))
+
+
 def draw(page: Any, prompt: str, count: int = 4) -> str:
     fill(page, "#prompt", prompt)
     steps(page, count)
-    before = page.evaluate("document.querySelector('#status .status')?.outerHTML ?? ''")
+    before = shown(page, "#status")
     page.locator("#prompt textarea").press("Control+Enter")
     return ended(page, before=before)
 
@@ -285,8 +291,9 @@ def test_a_folder_that_cannot_be_learned_from_says_why(page: Any, tmp_path: Path
     page.locator("#check").click()
     playwright.expect(page.locator("#survey")).to_contain_text("nothing", timeout=LONG)
     fill(page, "#train-name", "never")
+    before = shown(page, "#train-status")
     page.locator("#train").click()
-    assert "Error" in ended(page, "#train-status")
+    assert "Error" in ended(page, "#train-status", before=before)
 
 
 def test_a_base_that_is_none_is_told(page: Any) -> None:
