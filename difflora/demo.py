@@ -27,10 +27,6 @@ GUIDANCE = 2.0
 """Below the base's own: a short training hardly moves the unguided picture; guidance widens the gap."""
 
 
-PRESERVATION = 0.25
-"""So that the base's look stays where a prompt does not name what was learned."""
-
-
 @dataclass(frozen=True, slots=True)
 class Lesson:
     """One adapter of the demonstration: what it is learned from, and what is drawn with it afterwards.
@@ -55,7 +51,6 @@ class Lesson:
             "output": output,
             "name": self.name,
             "trigger": self.trigger,
-            "preservation": PRESERVATION,
             "seed": SEED,
             "save_every": 50,
         }
