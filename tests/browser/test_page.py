@@ -14,9 +14,12 @@ from tests.browser.conftest import CHROMIUM, QUIET
 from tests.webui.serving import ROOT, Site
 
 playwright = pytest.importorskip("playwright.sync_api")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="needs Chromium: apt-get install chromium (the CI set-up does, as root)"
-)
+pytestmark = [
+    pytest.mark.slow,  # `make test-all`: a browser beside other tests on two cores is late at times
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="needs Chromium: apt-get install chromium (the CI set-up does, as root)"
+    ),
+]
 LONG = 40_000  # milliseconds, on a busy machine
 SHOTS = ROOT / "docs" / "screenshots"
 
