@@ -167,8 +167,7 @@ def _cost(*, quick: bool) -> Section:
             rows.append((f"{what}, {dtype}, {cost.modules} modules", *figures, goal))
     return Section(
         "Cost at the size of SDXL",
-        "One thread, in memory. Peak memory is over the bytes of the adapters that go in, which it holds. In "
-        "an exact sum of float16 factors up is float32, so that it is half as large again as what went in.",
+        "One thread, in memory. Peak memory is over the bytes of the adapters that go in, which it holds.",
         ("what", "time", "peak memory", "goal"),
         tuple(rows),
     )

@@ -130,8 +130,8 @@ def concatenated(pairs: Sequence[LoRA], *, alpha: float | None = None) -> LoRA:
     """One LoRA of rank Σ rank: Σ scale · up · down, exactly.
 
     Its scale is the largest of theirs, or what `alpha` over the rank gives; what remains of the others is
-    multiplied into their up. The number formats stay where nothing but a sign had to be multiplied;
-    otherwise up is float32, since in half precision it would round.
+    multiplied into their up. In half precision that would round, so there it becomes gains, and the number
+    formats stay.
     Raises AdapterError if the pairs are of different layers.
     """
     if len(pairs) == 1 and alpha is None:
@@ -141,19 +141,27 @@ def concatenated(pairs: Sequence[LoRA], *, alpha: float | None = None) -> LoRA:
     rank = sum(down.shape[0] for down in downs)
     scale = max(abs(pair.scale) for pair in pairs) if alpha is None else alpha / rank
     ratios = [pair.scale / scale if scale else 0.0 for pair in pairs]
-    widened = [torch.float32] if any(abs(ratio) != 1.0 for ratio in ratios) else []
-    down_dtype = reduce(torch.promote_types, [down.dtype for down in downs])
-    up_dtype = reduce(torch.promote_types, [*(pair.up.dtype for pair in pairs), *widened])
     bias = None
     for pair, ratio in zip(pairs, ratios, strict=True):
         bias = plus(bias, None if pair.bias is None else pair.bias.float() * ratio)
-    down, up = _stack_downs(downs, down_dtype), _stack_ups(pairs, ratios, up_dtype)
-    return LoRA(down, up.reshape(*up.shape, *[1] * (down.ndim - 2)), scale, bias=bias)
+    down, up = _stack_downs(downs), _stack_ups(pairs)
+    gains: Tensor | None = torch.cat(
+        [_gains(pair) * ratio for pair, ratio in zip(pairs, ratios, strict=True)]
+    )
+    if up.dtype.itemsize >= 4 or bool((gains.abs() == 1.0).all()):
+        up, gains = up.mul_(gains.to(up.dtype)), None
+    return LoRA(down, up.reshape(*up.shape, *[1] * (down.ndim - 2)), scale, bias=bias, gains=gains)
 
 
-def _stack_downs(downs: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+def _gains(pair: LoRA) -> Tensor:
+    ones = torch.ones(pair.up.shape[1], device=pair.up.device)
+    return ones if pair.gains is None else pair.gains.to(ones)
+
+
+def _stack_downs(downs: Sequence[Tensor]) -> Tensor:
     """(Σ rank, ...) in the shape of the one that knows its kernel."""
     kernel = max((down.shape[1:] for down in downs), key=len)
+    dtype = reduce(torch.promote_types, [down.dtype for down in downs])
     result = torch.empty(sum(down.shape[0] for down in downs), *kernel, dtype=dtype, device=downs[0].device)
     start = 0
     for down in downs:
@@ -162,16 +170,14 @@ def _stack_downs(downs: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return result
 
 
-def _stack_ups(pairs: Sequence[LoRA], ratios: Sequence[float], dtype: torch.dtype) -> Tensor:
-    """(out, Σ rank), each up times its ratio."""
+def _stack_ups(pairs: Sequence[LoRA]) -> Tensor:
+    """(out, Σ rank)."""
     out, rank = pairs[0].up.shape[0], sum(pair.up.shape[1] for pair in pairs)
+    dtype = reduce(torch.promote_types, [pair.up.dtype for pair in pairs])
     result = torch.empty(out, rank, dtype=dtype, device=pairs[0].up.device)
     start = 0
-    for pair, ratio in zip(pairs, ratios, strict=True):
-        columns = result[:, start : start + pair.up.shape[1]]
-        columns.copy_(pair.up.flatten(1))
-        if ratio != 1.0:
-            columns.mul_(ratio)
+    for pair in pairs:
+        result[:, start : start + pair.up.shape[1]].copy_(pair.up.flatten(1))
         start += pair.up.shape[1]
     return result
 

@@ -248,6 +248,7 @@ def _why_whole(kind: Kind) -> str:
 def _own_columns(kind: Kind, runs: Sequence[Run]) -> list[Kind | None] | None:
     """Each part with its own columns of the up factors, if each column belongs to one part; None if not."""
     if isinstance(kind, LoRA) and kind.mid is None:
+        kind = kind.folded()
         owners = _owners(kind.up, runs)
         if owners is None or (kind.bias is not None and len(set(owners)) < len(runs)):
             return None

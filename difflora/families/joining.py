@@ -41,6 +41,7 @@ def join(parts: Parts[Kind], heights: Heights) -> Kind:
 
 
 def _lora(parts: Parts[LoRA], heights: Heights) -> LoRA:
+    parts = [None if part is None else part.folded() for part in parts]
     present = [part for part in parts if part is not None]
     first = present[0]
     shared = all(_same(part.down, first.down) and _same(part.mid, first.mid) for part in present)

@@ -65,7 +65,7 @@ def _module(kinds: Sequence[Kind], *, whole: bool) -> PeftModule:
         )
     if inner.mid is not None:
         raise AdapterError(f"is {names} in Tucker form, expected two factors")
-    factors = {"lora_A.weight": inner.down, "lora_B.weight": inner.up}
+    factors = {"lora_A.weight": inner.down, "lora_B.weight": inner.folded().up}
     if inner.bias is not None:
         factors["lora_B.bias"] = inner.bias
     if isinstance(kind, DoRA):

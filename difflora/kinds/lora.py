@@ -21,6 +21,8 @@ class LoRA(Kind):
     down (rank, in) or (rank, in, kh, kw); up (out, rank) or (out, rank, 1, 1); scale = alpha / rank, or
     alpha / sqrt(rank) for rsLoRA. In Tucker form down is (rank, in, 1, 1) and `mid` (rank, rank, kh, kw) is
     between them: ΔW = scale · Σ_ij mid[i, j] · up[:, i] ⊗ down[j]. `bias` (out,) is the bias of the up layer.
+    `gains` (rank,) float32 stand between up and down as a diagonal: what a sum in half precision has weighted
+    without rounding. Files have no place for them; there they are multiplied into up, which is then float32.
     The tensors keep the dtype they came in; ΔW is computed in float32.
 
     Raises AdapterError if the ranks differ or a factor has a shape that no layer has.
@@ -37,6 +39,7 @@ class LoRA(Kind):
     scale: float
     mid: Tensor | None = None
     bias: Tensor | None = None
+    gains: Tensor | None = None
 
     def __post_init__(self) -> None:
         down, up = tuple(self.down.shape), tuple(self.up.shape)
@@ -54,6 +57,8 @@ class LoRA(Kind):
             raise AdapterError(f"down is {down}: rank 0 changes nothing")
         if self.bias is not None and tuple(self.bias.shape) != up[:1]:
             raise AdapterError(f"its bias is {tuple(self.bias.shape)}, but up is {up}; expected {up[:1]}")
+        if self.gains is not None and tuple(self.gains.shape) != up[1:2]:
+            raise AdapterError(f"its gains are {tuple(self.gains.shape)}, but up is {up}; expected {up[1:2]}")
 
     def _check_mid(self, mid: tuple[int, ...]) -> None:
         down, up = tuple(self.down.shape), tuple(self.up.shape)
@@ -84,7 +89,7 @@ class LoRA(Kind):
 
     def to_leaves(self) -> Mapping[str, Tensor]:
         """The tensors as they are, alpha = scale · rank."""
-        leaves = {_DOWN: self.down, _UP: self.up, "alpha": number(self.scale * self.rank)}
+        leaves = {_DOWN: self.down, _UP: self.folded().up, "alpha": number(self.scale * self.rank)}
         if self.mid is not None:
             leaves[_MID] = self.mid
         if self.bias is not None:
@@ -94,6 +99,13 @@ class LoRA(Kind):
     def times(self, weight: float) -> "LoRA":
         """The same factors with another scale."""
         return replace(self, scale=self.scale * weight)
+
+    def folded(self) -> "LoRA":
+        """The same change without gains: they are in up."""
+        if self.gains is None:
+            return self
+        gains = self.gains.to(self.up.device, torch.float32)
+        return replace(self, up=self.up * gains.view(1, -1, *[1] * (self.up.ndim - 2)), gains=None)
 
     def rows(self, start: int, stop: int) -> "LoRA":
         """The rows of up and of its bias."""
@@ -118,7 +130,7 @@ class LoRA(Kind):
         return self._flat_delta(accepted(self, weight).device).reshape(weight.shape)
 
     def _flat_delta(self, device: torch.device) -> Tensor:
-        up = self.up.to(device, torch.float32)
+        up = self.folded().up.to(device, torch.float32)
         return (up.flatten(1) @ self._kernels(device).flatten(1)).mul_(self.scale)
 
     def _kernels(self, device: torch.device) -> Tensor:
@@ -134,13 +146,13 @@ class LoRA(Kind):
         return self.bias.to(device, torch.float32) * self.scale
 
     def factors(self) -> Factors:
-        """The factors themselves; in Tucker form down and mid are multiplied out in float32."""
+        """The factors themselves, with gains in up; in Tucker form down and mid are multiplied in float32."""
         down = self.down if self.mid is None else self._kernels(self.down.device)
-        return Factors(down, self.up, self.scale)
+        return Factors(down, self.folded().up, self.scale)
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The factors that there are, and the scale."""
-        named = {"down": self.down, "up": self.up, "mid": self.mid, "bias": self.bias}
+        named = {"down": self.down, "up": self.up, "mid": self.mid, "bias": self.bias, "gains": self.gains}
         present = {name: tensor for name, tensor in named.items() if tensor is not None}
         return {**present, "scale": number(self.scale)}
 

@@ -1,6 +1,7 @@
 """Laws of merging: the sum is exact for every kind, in any order, and says what it lost."""
 
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from difflora.apply import applied
 from difflora.apply.merged import bias_change
 from difflora.errors import AdapterError, ConfigError, FitError, NeedsBase
 from difflora.families.model import Model
+from difflora.formats import read, write
 from difflora.kinds import Full, LoRA, Norm
 from tests.algebra.adapters import CONV, LINEAR, NORM, TEXT, loras, of_kind, relative
 from tests.kinds.samples import LAYER_NAMES, MAKERS, sample
@@ -77,14 +79,27 @@ def test_ranks_signs_and_number_formats_add_exactly(dtype: torch.dtype) -> None:
     assert report.ranks == {CONV: 9, LINEAR: 9, TEXT: 8 + 1}
 
 
-def test_half_precision_stays_in_the_factors_that_nothing_has_to_be_multiplied_into() -> None:
+def test_half_precision_stays_whatever_the_weights_and_what_they_multiply_is_exact() -> None:
     a, b = (loras(seed, 2, dtype=torch.float16) for seed in (1, 2))
-    for weights, dtype in (((0.5, -0.5), torch.float16), ((0.5, 0.4), torch.float32)):
+    for weights in ((0.5, -0.5), (0.5, 0.4)):
         merged, _ = merge(Stack([(a, weights[0]), (b, weights[1])]))
         (kind,) = merged.modules[LINEAR]
-        assert isinstance(kind, LoRA) and kind.up.dtype == dtype and kind.down.dtype == torch.float16
+        assert isinstance(kind, LoRA) and kind.up.dtype == kind.down.dtype == torch.float16
+        assert (kind.gains is None) == (weights == (0.5, -0.5))
         wanted = weights[0] * a.delta(LINEAR) + weights[1] * b.delta(LINEAR)
         assert relative(kind.delta(), wanted) < 1e-6
+        twice, _ = merge(Stack([(merged, 0.3), (b, 0.9)]))
+        assert relative(twice.delta(LINEAR), 0.3 * wanted + 0.9 * b.delta(LINEAR)) < 1e-6
+
+
+@pytest.mark.parametrize("layout", ["kohya", "diffusers", "peft"])
+def test_what_half_precision_weighted_is_written_without_rounding(tmp_path: Path, layout: str) -> None:
+    a, b = (loras(seed, 2, dtype=torch.float16) for seed in (1, 2))
+    merged, _ = merge(Stack([(a, 0.5), (b, 0.4)]))
+    target = tmp_path / ("folder" if layout == "peft" else "merged.safetensors")
+    stored = read(write(merged, target, format=layout).path)
+    for path in merged.modules:
+        assert relative(stored.delta(path), merged.delta(path)) < 1e-6
 
 
 @pytest.mark.parametrize("method", ["add", "average", "ties", "dare", "magnitude"])

@@ -1,6 +1,7 @@
 """LoRA against the plain sum over ranks, for every layer and number format it is made for."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -114,3 +115,24 @@ def test_factors_that_no_layer_has_are_refused(
 ) -> None:
     with pytest.raises(AdapterError, match=message):
         LoRA(torch.zeros(down), torch.zeros(up), 1.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", LAYERS.values(), ids=LAYERS.keys())
+def test_gains_weight_each_rank(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    change = replace(lora(shape, dtype=dtype), gains=torch.tensor([0.3, -1.7, 1.0]))
+    assert change.gains is not None
+    up, down = change.up.double().flatten(1) * change.gains, change.down.double().flatten(1)
+    wanted = (up @ down).mul(change.scale)
+    factors = change.factors()
+    stored = LoRA.from_leaves(change.to_leaves(), lambda rank: float(change.to_leaves()["alpha"]) / rank)
+    for same in (change, stored, change.folded(), LoRA(*factors)):
+        torch.testing.assert_close(same.delta().double(), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(change.rows(2, 5).delta(), change.delta()[2:5])
+    torch.testing.assert_close(change.times(-2.0).delta(), -2.0 * change.delta())
+    assert change.tensors()["gains"] is change.gains
+
+
+def test_gains_of_another_rank_are_refused() -> None:
+    with pytest.raises(AdapterError, match=r"its gains are \(2,\), but up is \(10, 3\); expected \(3,\)"):
+        replace(lora((10, 6)), gains=torch.ones(2))
