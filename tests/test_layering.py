@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 # A module may import from the layers above its own line in this table, never from its own line or one below.
 # `difflora` is the package itself: the public names.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "files"),
+    ("errors", "files", "threads"),
     ("kinds", "sheet"),
     ("adapter", "draws"),
     ("samplers", "prompts", "vocabulary"),

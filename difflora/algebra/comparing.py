@@ -12,8 +12,9 @@ from torch import Tensor
 
 from difflora.adapter import Adapter, Stack
 from difflora.algebra.changes import Change, NeedingBase, Sites, changes_at, inner
-from difflora.algebra.spectrum import Spectrum, one_thread
+from difflora.algebra.spectrum import Spectrum
 from difflora.errors import AdapterError
+from difflora.threads import one_thread
 
 if TYPE_CHECKING:
     from difflora.families.model import Model

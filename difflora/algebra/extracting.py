@@ -12,10 +12,11 @@ from difflora.adapter import Adapter, AdapterMeta
 from difflora.algebra.checkpoints import Checkpoint, Loaded, Parameters, parameters_of
 from difflora.algebra.report import Report
 from difflora.algebra.resizing import truncated
-from difflora.algebra.spectrum import Target, dense_spectrum, one_thread
+from difflora.algebra.spectrum import Target, dense_spectrum
 from difflora.errors import FitError, listing
 from difflora.families.model import BaseFacts, Model
 from difflora.kinds import Bias, Full, Kind, Norm
+from difflora.threads import one_thread
 
 
 def extract(

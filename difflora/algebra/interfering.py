@@ -12,7 +12,7 @@ from torch import Tensor
 
 from difflora.adapter import Adapter, Stack, Weight
 from difflora.algebra.changes import Change, NeedingBase, Sites, changes_at, inner
-from difflora.algebra.spectrum import one_thread
+from difflora.threads import one_thread
 
 if TYPE_CHECKING:
     from difflora.families.model import Model

@@ -11,7 +11,7 @@ import torch
 from difflora.adapter import Adapter, Stack
 from difflora.algebra.blocks import block_of
 from difflora.algebra.changes import NeedingBase, Sites, change_of
-from difflora.algebra.spectrum import one_thread
+from difflora.threads import one_thread
 
 if TYPE_CHECKING:
     from difflora.families.model import Model

@@ -11,8 +11,9 @@ import torch
 from difflora.adapter import Adapter, Stack
 from difflora.algebra.changes import NeedingBase, Site, Sites, bias_of, change_of, extent_of, is_vector
 from difflora.algebra.report import Report
-from difflora.algebra.spectrum import Spectrum, Target, one_thread
+from difflora.algebra.spectrum import Spectrum, Target
 from difflora.kinds import Bias, Kind, LoRA
+from difflora.threads import one_thread
 
 if TYPE_CHECKING:
     from difflora.families.model import Model

@@ -1,11 +1,9 @@
-"""Singular value decompositions of changes, on one thread, and how many terms to keep.
+"""Singular value decompositions of changes, and how many terms to keep.
 
-LAPACK on small matrices is far slower with several threads on a busy machine than with one.
+They are made inside `one_thread`.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -88,17 +86,6 @@ class Target:
         # below 1e-14 there is rounding alone.
         tails = squares.flip(0).cumsum(0).flip(0) / total
         return max(1, int((tails > max(allowed, 1e-14)).sum()))
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Everything inside runs on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def pair_spectrum(up: Tensor, down: Tensor) -> Spectrum:

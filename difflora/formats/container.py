@@ -14,6 +14,7 @@ from torch import Tensor
 from difflora.errors import AdapterFileError, listing
 from difflora.files import replacing
 from difflora.formats.safe import DTYPES, Header, clip, load_header, open_plain
+from difflora.threads import one_thread
 
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _RANK = {code: place for place, code in enumerate(DTYPES)}
@@ -67,10 +68,11 @@ def load_tensors(file: BinaryIO, header: Header, where: str) -> TensorFile:
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """One line for each tensor that holds NaN or an infinity."""
     problems = []
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            count = int((~torch.isfinite(tensor)).sum())
-            problems.append(f"{clip(name)}: {count} of {tensor.numel()} values are NaN or infinite")
+    with one_thread():
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                count = int((~torch.isfinite(tensor)).sum())
+                problems.append(f"{clip(name)}: {count} of {tensor.numel()} values are NaN or infinite")
     return problems
 
 

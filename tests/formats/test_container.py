@@ -176,6 +176,22 @@ def test_values_that_are_not_finite_are_counted() -> None:
     assert not_finite(tensors) == ["nan: 2 of 3 values are NaN or infinite"]
 
 
+def test_values_are_looked_at_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    isfinite = torch.isfinite
+    monkeypatch.setattr(
+        torch, "isfinite", lambda tensor: seen.append(torch.get_num_threads()) or isfinite(tensor)
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert not_finite({"a": torch.ones(2), "b": torch.ones(2)}) == []
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 1]
+
+
 def test_control_characters_in_metadata_values_are_replaced(tmp_path: Path) -> None:
     write_tensors(tmp_path / "a.safetensors", {"a": torch.ones(2)}, {"note": "red\x1b[31m\u202eevil\nline"})
     assert read_header(tmp_path / "a.safetensors").metadata["note"] == "red\ufffd[31m\ufffdevil\nline"
