@@ -65,7 +65,8 @@ class KnownHashes:
 
 @dataclass(frozen=True, slots=True)
 class LibraryEntry:
-    """One adapter file. `name` is its path below the folder, with `/` and without the extension.
+    """One adapter file. `name` is its path below the folder, with `/` and without the extension;
+    `modified_ns` is when it was changed, in nanoseconds since 1970.
 
     `preview` is the picture shown for it (`<stem>.png`, `<stem>.preview.png` ...), `sidecars` the files of
     notes beside it, `sidecar_problem` why one of those cannot be read.
@@ -74,6 +75,7 @@ class LibraryEntry:
     name: str
     path: Path
     size: int
+    modified_ns: int
     facts: Facts
     hashes: KnownHashes
     notes: Notes = field(default_factory=Notes)

@@ -2,8 +2,10 @@
 
 import os
 import re
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,6 +46,15 @@ class _Place:
     def stamp(self) -> Stamp:
         return self.shelf.listing.files[self.name].stamp
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the file is as it was when it was listed. A folder is taken to be, while it is there."""
+        try:
+            state = self.path.stat()
+        except OSError:
+            return False
+        return self.path.is_dir() or Stamp(state.st_size, state.st_mtime_ns) == self.stamp
+
 
 class Library:
     """The adapters in one or several folders and their subfolders.
@@ -53,6 +64,7 @@ class Library:
     change): what is known is kept in an index in the user's cache, or in the folder `index`. Names are
     looked up in the list and never joined to a path; links that lead out of the folder are not followed.
     Adapters in use are shared, not read again. Of several folders, names begin with the folder's.
+    Threads may share a library.
 
     Raises LibraryError if there is no such folder, one lies in another, or `index` lies in one.
     """
@@ -70,13 +82,15 @@ class Library:
         self._loaded: weakref.WeakValueDictionary[tuple[Path, Stamp], Adapter] = weakref.WeakValueDictionary()
         self._places: Mapping[str, _Place] = {}
         self._unusable: Mapping[str, str] = {}
+        self._lock = threading.RLock()  # nobody looks up what is being listed anew
         self._arrange()
 
     def refresh(self) -> None:
         """Lists the folders anew. What is known of files that did not change is kept."""
-        for shelf in self._shelves:
-            shelf.refresh()
-        self._arrange()
+        with self._lock:
+            for shelf in self._shelves:
+                shelf.refresh()
+            self._arrange()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -86,22 +100,18 @@ class Library:
     @property
     def entries(self) -> Mapping[str, LibraryEntry]:
         """Name -> entry of every file that can be read, in the order of names."""
-        try:
+        with self._lock, self._saving():
             return {
                 name: place.shelf.entry(place.name, shown=name)
                 for name, place in self._places.items()
                 if not place.shelf.facts(place.name).problem
             }
-        finally:
-            self._save()
 
     @property
     def broken(self) -> Mapping[str, str]:
         """Name -> the reason why a file, link or folder cannot be used."""
-        try:
+        with self._lock, self._saving():
             problems = {name: place.shelf.facts(place.name).problem for name, place in self._places.items()}
-        finally:
-            self._save()
         found = {name: problem for name, problem in problems.items() if problem}
         return dict(sorted({**found, **self._unusable}.items()))
 
@@ -127,13 +137,12 @@ class Library:
 
     def hash_files(self, *, progress: Callable[[int, int], None] | None = None) -> None:
         """Computes the hashes of every file that has none; `progress` is told how many of how many."""
-        try:
-            for done, place in enumerate(self._places.values(), start=1):
-                _hashed(place)
+        names = self.names
+        with self._saving():
+            for done, name in enumerate(names, start=1):
+                self._hashed(name)
                 if progress is not None:
-                    progress(done, len(self._places))
-        finally:
-            self._save()
+                    progress(done, len(names))
 
     def get(self, name: str) -> Adapter:
         """The adapter called `name`: its file name without extension, with the folders above it where needed.
@@ -162,16 +171,17 @@ class Library:
         found = self._named(name_or_hash)
         if found is None and _is_hash(name_or_hash):
             digits = _digits(name_or_hash)
-            stated = {name: _known(place) for name, place in self._places.items()}
-            fits = {name: known for name, known in stated.items() if _fits(known, digits)}
-            found = self._one(digits, fits) if fits else self._by_bytes(digits)
-            self._save()
-        if found is None:
-            raise self._unknown(name_or_hash)
-        place = self._places[found]
-        if problem := place.shelf.facts(place.name).problem:
-            raise AdapterFileError(problem)
-        return place.shelf.entry(place.name, shown=found)
+            with self._saving():
+                stated = {name: self._known(name) for name in self.names}
+                fits = {name: known for name, known in stated.items() if _fits(known, digits)}
+                found = self._one(digits, fits) if fits else self._by_bytes(digits)
+        with self._lock:
+            place = self._places.get(found) if found else None
+            if found is None or place is None:
+                raise self._unknown(name_or_hash)
+            if problem := place.shelf.facts(place.name).problem:
+                raise AdapterFileError(problem)
+            return place.shelf.entry(place.name, shown=found)
 
     def note(
         self,
@@ -195,16 +205,14 @@ class Library:
         hashed yet are hashed if need be; a full hash stops at the first file that has it. Raises
         LibraryError if none has it or, for a part of one, if several different adapters do.
         """
-        try:
+        with self._saving():
             while True:
-                place = self._places[name := self._by_bytes(_digits(data_hash))]
-                expected = _known(place).data
+                name = self._by_bytes(_digits(data_hash))
+                expected = self._known(name).data
                 adapter = self._load(name)
                 if adapter.data_hash == expected:
                     return adapter
                 # Changed under the same size and time. What was known of it is corrected by now: look again.
-        finally:
-            self._save()
 
     def _arrange(self) -> None:
         places: dict[str, _Place] = {}
@@ -214,9 +222,15 @@ class Library:
             unusable |= {label + name: why for name, why in shelf.listing.unusable.items()}
         self._places, self._unusable = dict(sorted(places.items())), unusable
 
-    def _save(self) -> None:
-        for shelf in self._shelves:
-            shelf.save()
+    @contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Keeps in the index what is learned inside."""
+        try:
+            yield
+        finally:
+            with self._lock:
+                for shelf in self._shelves:
+                    shelf.save()
 
     @property
     def _where(self) -> str:
@@ -259,12 +273,12 @@ class Library:
     def _computed(self, digits: str, *, hinted: bool) -> Iterator[tuple[str, KnownHashes]]:
         """(name, hashes) of readable files, those computed already first; `hinted`: of those alone of which a
         computed or stated hash has these digits."""
-        known = {name: _known(place) for name, place in self._places.items()}
+        known = {name: self._known(name) for name in self.names}
         for name in sorted(known, key=lambda name: not (known[name].data and known[name].file)):
             if known[name].data.startswith(digits):
                 yield name, known[name]
             elif not hinted or _fits(known[name], digits):
-                computed = _hashed(self._places[name])
+                computed = self._hashed(name)
                 if computed is not None:
                     yield name, computed
 
@@ -278,17 +292,40 @@ class Library:
             )
         return next(iter(found))
 
+    def _known(self, name: str) -> KnownHashes:
+        """The hashes known of a file; none of one that is gone."""
+        with self._lock:
+            place = self._places.get(name)
+            return KnownHashes() if place is None else place.shelf.hashes(place.name)
+
+    def _hashed(self, name: str) -> KnownHashes | None:
+        """The computed hashes; None if the file cannot be read: it is named, with its reason, in `broken`."""
+        with self._lock:
+            place = self._places.get(name)
+            try:
+                return None if place is None else place.shelf.hash(place.name)
+            except AdapterFileError:
+                return None
+
     def _load(self, name: str) -> Adapter:
-        place = self._places[name]
-        key = (place.path, place.stamp)
+        with self._lock:
+            place = self._places.get(name)
+            if place is not None and not place.is_current:
+                self.refresh()
+                place = self._places.get(name)
+            if place is None:
+                raise self._unknown(name)
+            key = (place.path, place.stamp)
         adapter = self._loaded.get(key)
         if adapter is None:
             adapter = read(place.path)
             stem = name.rpartition("/")[2]
             short = stem if names_meant(stem, self._places) == [name] else name
             adapter = replace(adapter, meta=replace(adapter.meta, name=short))
-            self._loaded[key] = adapter
-            place.shelf.keep_data_hash(place.name, adapter.data_hash)
+            with self._lock:
+                self._loaded[key] = adapter
+                if name in self._places:
+                    place.shelf.keep_data_hash(place.name, adapter.data_hash)
         return adapter
 
 
@@ -309,18 +346,6 @@ def resolve(prompt: str, library: Library) -> Resolved:
     if problems:
         raise LibraryError("\n".join(problems))
     return Resolved(tagged.text.strip() if tagged.tags else tagged.text, Stack(entries))
-
-
-def _known(place: _Place) -> KnownHashes:
-    return place.shelf.hashes(place.name)
-
-
-def _hashed(place: _Place) -> KnownHashes | None:
-    """The computed hashes; None if the file cannot be read: it is named, with its reason, in `broken`."""
-    try:
-        return place.shelf.hash(place.name)
-    except AdapterFileError:
-        return None
 
 
 def _digits(text: str) -> str:

@@ -1,7 +1,7 @@
 """One folder of a library: its files as listed, and what is known of each, learned when it is asked for."""
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from difflora.errors import LibraryError
@@ -10,6 +10,15 @@ from difflora.library.entry import Facts, KnownHashes, LibraryEntry, facts_of, h
 from difflora.library.index import Row, cache_folder, index_path, load_rows, save_rows
 from difflora.library.notes import Sidecars, read_sidecars, stem_of
 from difflora.library.scanning import Found, Listing, scan
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """An entry, and what it was made of."""
+
+    found: Found
+    row: Row
+    entry: LibraryEntry
 
 
 class Shelf:
@@ -34,10 +43,12 @@ class Shelf:
             self.unsaved = f"the user's cache, {self._index.parent}, lies inside {root}"
         self._rows: dict[str, Row] | None = None
         self._changed = False
+        self._shown: dict[str, _Shown] = {}
 
     def refresh(self) -> None:
         """Lists the folder anew. What is known of files that did not change is kept."""
         self.listing = scan(self.root)
+        self._shown = {name: one for name, one in self._shown.items() if name in self.listing.files}
 
     def facts(self, name: str) -> Facts:
         """What the header of a file says, read once."""
@@ -48,13 +59,16 @@ class Shelf:
         return row.facts
 
     def entry(self, name: str, *, shown: str) -> LibraryEntry:
-        """The entry of a file, under the name that is `shown`."""
-        found, facts = self.listing.files[name], self.facts(name)
-        row = self._with_notes(name, found)
-        return LibraryEntry(
+        """The entry of a file, under the name that is `shown`; made once as long as nothing of it changes."""
+        facts, found = self.facts(name), self.listing.files[name]
+        row, known = self._with_notes(name, found), self._shown.get(name)
+        if known is not None and known.row is row and known.found == found and known.entry.name == shown:
+            return known.entry
+        entry = LibraryEntry(
             name=shown,
             path=found.path,
             size=found.stamp.size,
+            modified_ns=found.stamp.modified_ns,
             facts=facts,
             hashes=hashes_of(facts, row.sidecars, data=row.data_hash, file=row.file_hash),
             notes=row.sidecars.notes,
@@ -62,6 +76,8 @@ class Shelf:
             sidecars=tuple(found.path.with_name(stem_of(found.path) + ending) for ending in found.sidecars),
             sidecar_problem=row.sidecars.problem,
         )
+        self._shown[name] = _Shown(found, row, entry)
+        return entry
 
     def hashes(self, name: str) -> KnownHashes:
         """The hashes known of a file, without computing any."""

@@ -1,6 +1,7 @@
 """A folder of adapter files: names, hashes, damage, links, and prompts resolved against it."""
 
 import os
+import threading
 
 import pytest
 from safetensors import safe_open
@@ -8,8 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from difflora.adapter import Weight, same
 from difflora.errors import AdapterFileError, LibraryError, PromptError
-from difflora.formats import hashes, write
+from difflora.formats import hashes, inspect, write
 from difflora.library import Library, resolve, shelf
+from difflora.library import entry as entry_module
 from tests.library.scenes import adapter
 
 
@@ -278,3 +280,52 @@ def test_peft_folders_are_adapters(folder):
     library.hash_files()
     assert same(library.by_hash(library.entries["c/peft"].hashes.data), adapter(20))
     assert library.note("peft", text="a folder").sidecars == (folder / "c" / "peft.json",)
+
+
+def test_an_adapter_that_was_replaced_is_read_anew_though_the_old_one_is_in_use(folder):
+    library = Library(folder)
+    old = library.get("neon")
+    assert library.get("neon") is old
+    write(adapter(8), folder / "neon.safetensors")
+    os.utime(folder / "neon.safetensors", ns=(1, 1))
+    assert same(library.get("neon"), adapter(8)) and same(old, adapter(1))
+
+
+def test_an_adapter_that_is_gone_is_not_found(folder):
+    library = Library(folder)
+    (folder / "neon.safetensors").unlink()
+    with pytest.raises(LibraryError, match=r"no adapter.*'neon'"):
+        library.get("neon")
+    assert "neon" not in library.names
+
+
+def test_entries_stay_the_same_objects_until_their_file_or_notes_change(folder):
+    library = Library(folder)
+    before = library.entries
+    library.refresh()
+    assert all(library.entries[name] is entry for name, entry in before.items())
+    library.note("neon", text="bright")
+    write(adapter(8), folder / "halftone.safetensors")
+    os.utime(folder / "halftone.safetensors", ns=(5, 5))
+    library.refresh()
+    after = library.entries
+    assert {name for name in before if after[name] is not before[name]} == {"neon", "halftone"}
+    assert after["neon"].notes.text == "bright" and after["halftone"].modified_ns == 5
+
+
+def test_a_library_is_not_listed_anew_while_another_thread_looks_at_it(folder, tmp_path, monkeypatch):
+    library, others = Library(folder, index=tmp_path / "index"), []
+
+    def slowly(path):
+        if not others:
+            (folder / "neon.safetensors").unlink()
+            others.append(threading.Thread(target=library.refresh))
+            others[0].start()
+            others[0].join(0.5)
+            assert others[0].is_alive()
+        return inspect(path)
+
+    monkeypatch.setattr(entry_module, "inspect", slowly)
+    assert len(library.entries) == 4 and "neon" in library.broken
+    others[0].join()
+    assert "neon" not in library.names and not library.broken
