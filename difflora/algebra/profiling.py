@@ -11,6 +11,7 @@ import torch
 from difflora.adapter import Adapter, Stack
 from difflora.algebra.blocks import block_of
 from difflora.algebra.changes import NeedingBase, Sites, change_of
+from difflora.algebra.spectrum import Spectrum
 from difflora.threads import one_thread
 
 if TYPE_CHECKING:
@@ -22,11 +23,13 @@ SHARES = (0.5, 0.9, 0.99)
 
 @dataclass(frozen=True, slots=True)
 class ModuleProfile:
-    """One module. `terms[i]` singular values hold SHARES[i] of Σσ²; `effective_rank` is that of `compare`."""
+    """One module. `values` are its singular values σ, falling; `terms[i]` of them hold SHARES[i] of Σσ²;
+    `effective_rank` is that of `compare`."""
 
     norm: float
     effective_rank: float
     terms: tuple[int, ...]
+    values: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,23 @@ class Profile:
         """‖ΔW‖ over all modules."""
         return sum(module.norm**2 for module in self.modules.values()) ** 0.5
 
+    @property
+    def spectra(self) -> dict[str, tuple[float, ...]]:
+        """Component -> its spectrum: term n is √Σσₙ² over its modules, so that the squares of all terms of
+        all components add up to ‖ΔW‖²."""
+        squares: dict[str, list[float]] = {}
+        for path, module in self.modules.items():
+            sums = squares.setdefault(path.partition(".")[0], [])
+            sums += [0.0] * (len(module.values) - len(sums))
+            for place, value in enumerate(module.values):
+                sums[place] += value**2
+        return {name: tuple(square**0.5 for square in squares[name]) for name in sorted(squares)}
+
+    def error(self, rank: int) -> float:
+        """‖ΔW − ΔW'‖ / ‖ΔW‖ of the adapter that `resize` makes of it with that rank in every module."""
+        lost = sum(value**2 for module in self.modules.values() for value in module.values[rank:])
+        return lost**0.5 / self.norm if self.norm else 0.0
+
 
 def profile(adapter: Adapter, *, base: Model | None = None) -> Profile:
     """‖ΔW‖ and spectrum of every module whose weight the adapter changes; ΔW of low-rank kinds is not formed.
@@ -64,10 +84,13 @@ def profile(adapter: Adapter, *, base: Model | None = None) -> Profile:
             with needing.at(path):
                 change = change_of(kinds, sites[path])
                 if change is not None:
-                    spectrum = change.spectrum()
-                    terms = tuple(_terms(spectrum.values, share) for share in SHARES)
-                    found[path] = ModuleProfile(spectrum.norm, spectrum.effective_rank, terms)
+                    found[path] = _profiled(change.spectrum())
     return Profile(found, needing.found)
+
+
+def _profiled(spectrum: Spectrum) -> ModuleProfile:
+    terms = tuple(_terms(spectrum.values, share) for share in SHARES)
+    return ModuleProfile(spectrum.norm, spectrum.effective_rank, terms, tuple(spectrum.values.tolist()))
 
 
 def _terms(values: torch.Tensor, share: float) -> int:
