@@ -1,0 +1,148 @@
+"""The real worker process dies or is ended in the middle of real jobs: nothing but the job in hand is lost,
+and of a training not even that."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from difflora import Request, configure, read, read_recipe, train
+from tests.webui.serving import ROOT, SHAPES
+from webui.jobs import Job, Jobs
+from webui.settings import Settings
+from webui.work.draw import Draw
+from webui.work.training import Training
+from webui.worker import Supervisor
+
+STEPS = 20
+OPTIONS: Mapping[str, Any] = {
+    "preset": "style",
+    "base_model": str(SHAPES),
+    "data": str(ROOT / "sample_data" / "styles" / "halftone"),
+    "name": "rings",
+    "steps": STEPS,
+    "rank": 2,
+    "targets": "mid_block.*attn2",
+}
+
+
+@dataclass(frozen=True)
+class Server:
+    """What a page's process holds: the queue, and the supervisor of the worker."""
+
+    jobs: Jobs
+    settings: Settings
+    supervisor: Supervisor
+
+    @property
+    def worker(self) -> int:
+        process = self.supervisor._process
+        assert process is not None
+        return process.pid
+
+    def draw(self, steps: int) -> Job:
+        asked = Draw(base=str(SHAPES), request=Request(prompt="a red circle", steps=steps, seed=1))
+        return self.jobs.submit("ann", "generate", asked.model_dump_json())
+
+    def train(self, **options: Any) -> Job:
+        asked = Training(options={**OPTIONS, **options})
+        return self.jobs.submit("ann", "train", asked.model_dump_json())
+
+    def at_step(self, job: Job, step: int) -> None:
+        """Waits until a job has done so many steps."""
+        for now in self.jobs.follow(job):
+            assert not now.is_over, (now.state, now.error)
+            if now.done >= step:
+                return
+
+    def end(self, job: Job) -> Job:
+        """The job when it is over."""
+        return [now for now in self.jobs.follow(job)][-1]
+
+    def kill(self) -> None:
+        os.kill(self.worker, signal.SIGKILL)
+
+
+def server(output: Path) -> Server:
+    settings = Settings(str(SHAPES), "", output)
+    settings.prepare()
+    jobs = Jobs(settings.jobs)
+    supervisor = Supervisor(jobs, settings)
+    supervisor.start()
+    while supervisor._process is None:
+        time.sleep(0.01)
+    return Server(jobs, settings, supervisor)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Server]:
+    found = server(tmp_path)
+    yield found
+    found.supervisor.stop()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The data hash of the adapter of a run that nothing has disturbed."""
+    output = tmp_path_factory.mktemp("uninterrupted")
+    assert len(list(train(configure({**OPTIONS, "output": output})))) == STEPS
+    return read(output / "rings.safetensors").data_hash
+
+
+def trained(found: Server) -> str:
+    return read(found.settings.adapters / "rings.safetensors").data_hash
+
+
+def first_step(job: Job) -> int:
+    """The step that the worker which finished a training has begun with."""
+    return int(json.loads(job.result)["loss"][0][0])
+
+
+def test_a_drawing_whose_worker_is_killed_fails_in_words_and_the_next_is_drawn(served: Server) -> None:
+    first, second = served.draw(steps=400), served.draw(steps=2)
+    served.at_step(first, 2)
+    before = served.worker
+    served.kill()
+    failed = served.end(first)
+    assert failed.state == "failed" and "the worker process ended by itself (SIGKILL)" in failed.error
+    assert "Most often memory has run out" in failed.error
+    done = served.end(second)
+    assert done.state == "done" and served.worker != before
+    assert read_recipe(served.jobs.place(done) / done.files[0]).request.steps == 2
+
+
+def test_a_training_that_a_restart_interrupts_goes_on_with_the_next_server(
+    tmp_path: Path, uninterrupted: str
+) -> None:
+    first = server(tmp_path)
+    job = first.train(save_every=1000)
+    first.at_step(job, 3)
+    first.supervisor.stop()
+    assert first.jobs.get(job.number, "ann").state == "waiting"
+    assert not (first.settings.adapters / "rings.safetensors").exists()
+    second = server(tmp_path)
+    try:
+        done = second.end(job)
+    finally:
+        second.supervisor.stop()
+    assert done.state == "done" and 3 < first_step(done) <= STEPS
+    assert trained(second) == uninterrupted
+
+
+def test_a_training_whose_worker_is_killed_goes_on_from_its_newest_checkpoint(
+    served: Server, uninterrupted: str
+) -> None:
+    job = served.train(save_every=3)
+    served.at_step(job, 8)
+    served.kill()
+    failed = served.end(job)
+    assert failed.state == "failed" and "goes on from its newest checkpoint" in failed.error
+    again = served.end(served.train(save_every=3))
+    assert again.state == "done" and first_step(again) >= 7 and first_step(again) % 3 == 1
+    assert trained(served) == uninterrupted
