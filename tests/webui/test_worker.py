@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from pydantic import BaseModel
@@ -166,4 +165,4 @@ def test_settings_are_handed_to_the_worker(tmp_path: Path) -> None:
         f"--loras={tmp_path / 'a'}",
         f"--loras={tmp_path / 'b'}",
     ]
-    assert SimpleNamespace(**{"library": settings.library}).library[0] == settings.adapters
+    assert settings.library == (settings.adapters, tmp_path / "a", tmp_path / "b")
