@@ -58,10 +58,18 @@ class Done:
 
 
 class Bases:
-    """The base model loaded last, so that memory holds one."""
+    """What a worker keeps from one job to the next: the base model loaded last, so that memory holds one, and
+    the list of adapters, for of thousands it takes a while to make."""
 
     def __init__(self) -> None:
         self._loaded: tuple[str, Model, LatentColours] | None = None
+        self._library: Library | None = None
+
+    def library(self, folders: Sequence[Path]) -> Library:
+        """The adapters in these folders, which are the same for every job."""
+        if self._library is None:
+            self._library = Library(*folders)
+        return self._library
 
     def get(self, name: str) -> Model:
         """The base of that name."""
@@ -104,7 +112,7 @@ class Desk:
 
     def library(self) -> Library:
         """The adapters."""
-        return Library(*self.settings.library)
+        return self.bases.library(self.settings.library)
 
     def stack(self, mix: Sequence[MixRow]) -> Stack:
         """The adapters of a mix that are on. Raises LibraryError on one that is not there."""
