@@ -7,11 +7,13 @@ from pydantic import BaseModel
 
 from webui.work.arithmetic import (
     Baking,
+    Comparing,
     Converting,
     Meeting,
     Merging,
     Resizing,
     baking,
+    comparing,
     converting,
     meeting,
     merging,
@@ -40,6 +42,7 @@ WORK: Mapping[str, Work] = {
     "convert": Work(Converting, converting),
     "bake": Work(Baking, baking),
     "meet": Work(Meeting, meeting),
+    "compare": Work(Comparing, comparing),
 }
 
 __all__ = ["WORK", "Desk", "Done", "Work"]

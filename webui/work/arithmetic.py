@@ -1,16 +1,18 @@
 """Adapters as numbers: a mix as one adapter, a smaller one, another format, a base with a mix in it; and
-what becomes of the adapters of a mix."""
+what becomes of the adapters of a mix, and how alike two adapters are."""
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from difflora import Adapter, bake, heat_map, interference, load, merge, resize, write
+from difflora import Adapter, bake, compare, heat_map, interference, load, merge, resize, write
 from difflora.errors import ConfigError
 from webui.work.desk import FROZEN, Desk, Done, MixRow
 
@@ -62,6 +64,16 @@ class Baking(BaseModel):
     base: str
     mix: tuple[MixRow, ...]
     name: str = Name
+
+
+class Comparing(BaseModel):
+    """Two adapters of which is asked how alike they are; `base` is loaded for kinds that depend on it."""
+
+    model_config = FROZEN
+
+    adapter: str
+    other: str
+    base: str
 
 
 class Meeting(BaseModel):
@@ -121,6 +133,30 @@ def meeting(wanted: Meeting, desk: Desk) -> Done:
         "worst": [{"module": path, "clash": value} for path, value in list(clash.items())[:WORST]],
     }
     return Done((HEAT,), json.dumps(facts))
+
+
+def comparing(wanted: Comparing, desk: Desk) -> Done:
+    """Says how alike two adapters are, and draws the cosines by block where they change the same modules."""
+    desk.say("comparing")
+    library = desk.library()
+    pair = library.get(wanted.adapter), library.get(wanted.other)
+    needs_base = any(kind.needs_weight for one in pair for kinds in one.modules.values() for kind in kinds)
+    found = compare(*pair, base=_weights(wanted.base, desk) if needs_base else None)
+    cosines = {path: module.cosine for path, module in found.modules.items()}
+    files = (HEAT,) if cosines else ()
+    if cosines:
+        heat_map(cosines, title="cosine: 1 alike, 0 unlike, -1 opposite", limit=1.0).save(desk.folder / HEAT)
+    alike = sorted(found.modules.items(), key=lambda item: -abs(item[1].cosine))
+    facts = {
+        "names": [one.meta.name for one in pair],
+        "norms": [found.norm_a, found.norm_b],
+        "cosine": found.cosine,
+        "overlap": median(module.overlap for module in found.modules.values()) if cosines else None,
+        "both": len(cosines),
+        "alone": [len(found.only_a), len(found.only_b)],
+        "modules": [{"module": path, **asdict(module)} for path, module in alike[:WORST]],
+    }
+    return Done(files, json.dumps(facts))
 
 
 def _weights(base: str, desk: Desk) -> Any:
