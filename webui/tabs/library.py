@@ -13,6 +13,11 @@ from webui.shared import Shared
 from webui.shelf import ANY, PAGE, SORTS, Query, cover, found
 from webui.tabs.tab import Page, Tab
 
+# On a phone the details lie below the cards.
+_TO_DETAILS = """() => {
+  if (window.innerWidth < 768) document.querySelector("#details").scrollIntoView({ behavior: "smooth" });
+}"""
+
 
 def _build(shared: Shared, page: Page) -> None:
     with gr.Row(equal_height=True):
@@ -24,11 +29,11 @@ def _build(shared: Shared, page: Page) -> None:
         order = gr.Dropdown(list(SORTS), value=SORTS[0], label="Order", scale=1, min_width=110)
         refresh = gr.Button("↻", min_width=40, scale=0, elem_id="library-refresh")
     with gr.Row():
-        with gr.Column(scale=6, min_width=320):
+        with gr.Column(scale=6, min_width=320, elem_id="shelf"):
             cards = gr.Gallery(
-                label="Adapters",
+                show_label=False,
                 columns=4,
-                height=560,
+                height="auto",
                 object_fit="cover",
                 interactive=False,
                 allow_preview=False,
@@ -40,7 +45,7 @@ def _build(shared: Shared, page: Page) -> None:
                 told = gr.HTML(elem_id="library-told")
                 forth = gr.Button("›", min_width=40, scale=0)
         with gr.Column(scale=5, min_width=320):
-            selected = details.build(shared, page)
+            shown = details.build(shared, page)
     number, names = gr.State(0), gr.State([])
     filters = [words, family, kind, order]
     outputs = [cards, told, number, names, family, kind]
@@ -64,7 +69,9 @@ def _build(shared: Shared, page: Page) -> None:
     refresh.click(again, filters, outputs, api_visibility="private")
     for button, turned in ((back, before), (forth, after)):
         button.click(turned, [*filters, number], outputs, api_visibility="private")
-    cards.select(_chosen, names, selected, api_visibility="private")
+    cards.select(None, js=_TO_DETAILS)
+    cards.select(_chosen, names, shown.selected, api_visibility="private", show_progress="hidden")
+    shown.changed.change(look, [*filters, number], outputs, api_visibility="private", show_progress="hidden")
     page.blocks.load(again, filters, outputs, api_visibility="private", show_progress="hidden")
 
 
@@ -82,8 +89,9 @@ def _page(shared: Shared, query: Query) -> list[Any]:
     broken = len(library.broken)
     wrong = f" · {broken} cannot be used" if broken else ""
     text = f"{len(entries)} adapters · page {number + 1} of {pages}{wrong}"
-    families = sorted({entry.family for entry in library.entries.values()})
-    kinds = sorted({kind for entry in library.entries.values() for kind in entry.kinds})
+    everything = library.entries.values()
+    families = sorted({entry.family for entry in everything})
+    kinds = sorted({kind for entry in everything for kind in entry.kinds})
     return [
         gr.update(value=[(cover(shared, entry), _label(entry)) for entry in shown], selected_index=None),
         f'<div class="status">{text}</div>',
@@ -96,7 +104,7 @@ def _page(shared: Shared, query: Query) -> list[Any]:
 
 def _label(entry: LibraryEntry) -> str:
     rank = f" {max(entry.ranks)}" if entry.ranks else ""
-    return f"{entry.name} · {entry.family} · {', '.join(entry.kinds) or 'words'}{rank}"
+    return f"{entry.name}\n{entry.family} · {', '.join(entry.kinds) or 'words'}{rank}"
 
 
 LIBRARY = Tab("Library", _build)
