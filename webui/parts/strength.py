@@ -61,7 +61,7 @@ def build(shared: Shared, selected: gr.State) -> None:
         y="√Σσ²",
         y_lim=[0, None],
         title="Spectrum: the n-th direction of all modules",
-        height=180,
+        height=220,
         x_title=" ",
         visible=False,
         elem_id="spectrum",

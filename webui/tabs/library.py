@@ -88,7 +88,8 @@ def _page(shared: Shared, query: Query) -> list[Any]:
     shown = entries[number * PAGE : (number + 1) * PAGE]
     broken = len(library.broken)
     wrong = f" · {broken} cannot be used" if broken else ""
-    text = f"{len(entries)} adapters · page {number + 1} of {pages}{wrong}"
+    count = "1 adapter" if len(entries) == 1 else f"{len(entries)} adapters"
+    text = f"{count} · page {number + 1} of {pages}{wrong}"
     everything = library.entries.values()
     families = sorted({entry.family for entry in everything})
     kinds = sorted({kind for entry in everything for kind in entry.kinds})
