@@ -1,7 +1,7 @@
 """`make bench`: measures on this machine, prints the tables, and writes benchmarks/RESULTS.md.
 
 Nothing else should run meanwhile. On two idle cores it takes about half an hour: speed 3 minutes, algebra 2,
-base 8, learning 16. One part alone: `python -m benchmarks base`; the others keep their figures.
+page 3, base 8, learning 16. One part alone: `python -m benchmarks base`; the others keep their figures.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,6 +17,7 @@ from benchmarks.drawing import Drawing
 from benchmarks.judge import Judge, JudgeOptions, trained_judge
 from benchmarks.learning import Learning, learning_sections
 from benchmarks.measure import Row
+from benchmarks.page import PageCost, page_sections
 from benchmarks.painter import Painter
 from benchmarks.report import RESULTS, Part, Section, keep, kept, markdown, show, this_machine
 from benchmarks.stacking import stacking_rows
@@ -25,7 +26,7 @@ from difflora.families import load
 
 DATA = Path(__file__).parents[1] / "sample_data"
 OUTPUT = Path(__file__).parents[1] / "outputs" / "benchmarks"
-PartName: TypeAlias = Literal["speed", "algebra", "base", "learning"]
+PartName: TypeAlias = Literal["speed", "algebra", "page", "base", "learning"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,10 @@ def _algebra(flags: Flags) -> list[Section]:
     return algebra_sections(quick=flags.quick)
 
 
+def _page(flags: Flags) -> list[Section]:
+    return page_sections(PageCost().quick() if flags.quick else PageCost())
+
+
 def _base(flags: Flags) -> list[Section]:
     options = BaseQuality(Drawing(flags.guidance))
     judge, model = _judge(flags), load(flags.data / "shapes-sd")
@@ -116,6 +121,7 @@ def _judge(flags: Flags) -> Judge:
 PARTS: Mapping[PartName, Callable[[Flags], list[Section]]] = {
     "speed": _speed,
     "algebra": _algebra,
+    "page": _page,
     "base": _base,
     "learning": _learning,
 }

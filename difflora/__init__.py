@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from difflora.data.survey import Survey, survey
     from difflora.encode import token_count
     from difflora.errors import AlreadyTrained, DiffloraError, Interrupted
-    from difflora.families import Model, identify, load, outline
+    from difflora.families import Model, Usage, identify, load, outline, usage
     from difflora.fit import FitReport, fits
     from difflora.formats import FileReport, inspect, read, write
     from difflora.generate import generate, replay
@@ -63,6 +63,7 @@ __all__ = [
     "StepReport",
     "Survey",
     "TrainConfig",
+    "Usage",
     "Weight",
     "__version__",
     "applied",
@@ -94,6 +95,7 @@ __all__ = [
     "survey",
     "token_count",
     "train",
+    "usage",
     "write",
 ]
 
@@ -115,7 +117,7 @@ _NAMES = {
     "data.survey": ("Survey", "survey"),
     "encode": ("token_count",),
     "errors": ("AlreadyTrained", "DiffloraError", "Interrupted"),
-    "families": ("Model", "identify", "load", "outline"),
+    "families": ("Model", "Usage", "identify", "load", "outline", "usage"),
     "fit": ("FitReport", "fits"),
     "formats": ("FileReport", "inspect", "read", "write"),
     "generate": ("generate", "replay"),

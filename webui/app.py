@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import html
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import uvicorn
 
 from difflora import DiffloraError
 from webui import api
+from webui.parts import header
 from webui.passwords import Gate, PasswordError, add_user, read_users
 from webui.settings import Settings
 from webui.shared import Shared
@@ -45,6 +45,8 @@ class Flags:
     """Folder for pictures, trained adapters and the queue."""
     loras: Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER")] = ()
     """A further folder of adapters, such as models/Lora of another program; only read. May be repeated."""
+    bases: Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER")] = ()
+    """A folder of base models to choose from, such as models/Stable-diffusion. May be repeated."""
     browser: bool = False
     """Open the page in a browser."""
     listen: bool = False
@@ -87,17 +89,7 @@ def main(flags: Flags) -> int:
 def build(shared: Shared) -> gr.Blocks:
     """The page, not yet served."""
     with gr.Blocks(title="difflora", analytics_enabled=False) as page:
-        with gr.Row(elem_id="header"):
-            gr.Markdown("## difflora", min_width=120)
-            base = gr.Textbox(
-                shared.settings.base_model,
-                label="Base model",
-                info="Folder, .safetensors file or Hub id.",
-                elem_id="base",
-                scale=6,
-            )
-            facts = gr.HTML(_facts(shared, shared.settings.base_model), elem_id="base-facts")
-        base.submit(lambda name: _facts(shared, name), base, facts, api_visibility="private")
+        base = header.build(shared, page)
         pick = gr.Textbox(visible=False)
         with gr.Tabs() as tabs:
             widgets = Page(page, base, pick, tabs)
@@ -133,7 +125,8 @@ def mounted(server: fastapi.FastAPI, shared: Shared, *, gate: Gate | None) -> fa
 
 
 def _settings(flags: Flags) -> Settings:
-    return Settings(flags.base_model, flags.data, flags.output, tuple(flags.loras))
+    samples = [folder for folder in (SAMPLES / "adapters",) if folder.is_dir()]
+    return Settings(flags.base_model, flags.data, flags.output, (*samples, *flags.loras), tuple(flags.bases))
 
 
 def _users(flags: Flags) -> dict[str, str]:
@@ -153,16 +146,3 @@ def _add(flags: Flags) -> int:
     add_user(flags.auth, flags.add_user, getpass.getpass(f"Password of {flags.add_user}: "))
     print(f"{flags.add_user} can log in with --auth {flags.auth}")
     return 0
-
-
-def _facts(shared: Shared, base: str) -> str:
-    """What is known of a base, as HTML: its family and size, or why it cannot be used."""
-
-    try:
-        facts = shared.outline(base).facts
-    except DiffloraError as error:
-        return f'<div class="status error">{html.escape(str(error))}</div>'
-    return (
-        f'<div class="status">{html.escape(facts.name)}: {html.escape(facts.variant)}, '
-        f"{facts.resolution} px, {html.escape(facts.prediction_type)}</div>"
-    )

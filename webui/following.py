@@ -7,10 +7,17 @@ import html
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from webui.jobs import Job
 from webui.shared import Shared
 from webui.work.desk import PREVIEW
+
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+"""How events are bound whose outputs say themselves how far they are."""
+
+FOLLOWING: dict[str, Any] = {**QUIET, "concurrency_limit": None}
+"""How events are bound that last as long as a job, of which the page may follow any number."""
 
 
 @dataclass(frozen=True, slots=True)

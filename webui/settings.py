@@ -10,13 +10,14 @@ from pathlib import Path
 class Settings:
     """`base_model` and `data` are what the forms begin with; below `output` lies all that is made.
 
-    `loras` are further folders with adapters, which are only read.
+    `loras` are further folders with adapters, `checkpoints` folders with base models; both are only read.
     """
 
     base_model: str
     data: str
     output: Path
     loras: tuple[Path, ...] = ()
+    checkpoints: tuple[Path, ...] = ()
 
     @property
     def adapters(self) -> Path:
@@ -39,9 +40,19 @@ class Settings:
         return self.output / "trash"
 
     @property
+    def baked(self) -> Path:
+        """Base models with a mix in them."""
+        return self.output / "bases"
+
+    @property
+    def state(self) -> Path:
+        """What the worker says of its device."""
+        return self.output / "worker.json"
+
+    @property
     def private(self) -> tuple[Path, ...]:
         """Every folder of which no file may be served from where it lies."""
-        return (self.jobs, self.uploads, self.trash, self.output / "bases", *self.library)
+        return (self.jobs, self.uploads, self.trash, self.baked, *self.checkpoints, *self.library)
 
     @property
     def library(self) -> tuple[Path, ...]:

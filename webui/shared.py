@@ -45,6 +45,11 @@ class Shared:
         """Whose jobs a request may see."""
         return owner_of(request, is_shared=self.is_shared)
 
+    def stop(self, request: gr.Request, number: int | None) -> None:
+        """Asks a job to end, where it is the visitor's own; None is no job."""
+        if number is not None:
+            self.jobs.cancel(number, self.owner(request))
+
     def served(self, job: Job, names: tuple[str, ...]) -> list[str]:
         """Files of a job, where the page may serve them from.
 

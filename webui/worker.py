@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import os
 import signal
 import subprocess
@@ -17,13 +18,14 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
-from difflora import DiffloraError
+from difflora import DiffloraError, usage
 from webui.jobs import Job, Jobs
 from webui.settings import Settings
 from webui.work import WORK, Desk, Work
 from webui.work.desk import Bases, Cancelled, Ended
 
 IDLE = 0.03  # seconds between two looks into an empty queue
+TELL = 3.0  # seconds between two words about the device
 PATIENCE = 15.0  # seconds that a worker has to end when it is asked to
 OUT_OF_MEMORY = (
     "out of memory. Try fewer images at once, a smaller picture, or for training a smaller batch, "
@@ -35,12 +37,24 @@ def work_through(jobs: Jobs, settings: Settings, *, works: Mapping[str, Work]) -
     """Does jobs as they come, until Ended is raised."""
     bases = Bases()
     parent = os.getppid()
+    threading.Thread(target=_tell, args=(settings, bases), name="state", daemon=True).start()
     while os.getppid() == parent:  # without its page a worker has nothing to do
         job = jobs.claim()
         if job is None:
             time.sleep(IDLE)
         else:
             do(job, Desk(job, jobs, settings, bases), works=works)
+
+
+def _tell(settings: Settings, bases: Bases) -> None:
+    """Says every few seconds what the device is, how full its memory is, and which base is loaded."""
+    partial = settings.state.with_suffix(".partial")
+    while True:
+        found = usage()
+        state = {"device": found.device, "used": found.used, "total": found.total, "loaded": bases.name}
+        partial.write_text(json.dumps(state), encoding="utf-8")
+        os.replace(partial, settings.state)
+        time.sleep(TELL)
 
 
 def do(job: Job, desk: Desk, *, works: Mapping[str, Work]) -> None:

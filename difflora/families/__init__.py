@@ -15,6 +15,7 @@ from difflora.families.sdxl import SDXL
 
 if TYPE_CHECKING:
     from difflora.families.detect import identify
+    from difflora.families.hardware import Usage, usage
     from difflora.families.loading import load
     from difflora.families.model import BaseFacts, Model
     from difflora.families.outline import outline
@@ -28,10 +29,12 @@ __all__ = [
     "Family",
     "Model",
     "TextSpec",
+    "Usage",
     "family",
     "identify",
     "load",
     "outline",
+    "usage",
 ]
 
 _HOMES = {
@@ -40,6 +43,8 @@ _HOMES = {
     "outline": "outline",
     "BaseFacts": "model",
     "Model": "model",
+    "Usage": "hardware",
+    "usage": "hardware",
 }
 
 

@@ -1,6 +1,9 @@
-"""Where and how a base computes: device, number format, attention, offload."""
+"""Where and how a base computes: device, its memory, number format, attention, offload."""
 
+import os
+from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +39,43 @@ def pick_device(device: str | torch.device | None) -> torch.device:
             "GPU."
         )
     return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The device that a base is loaded to by default, and its memory in bytes; 0 is not known.
+
+    `used` is what everybody uses of a GPU, and what this process uses of the computer's memory.
+    """
+
+    device: str
+    used: int
+    total: int
+
+
+def usage() -> Usage:
+    """Of the device that `load` picks, as it is now."""
+    device = pick_device(None)
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return Usage(torch.cuda.get_device_name(device), total - free, total)
+    name = "Apple GPU" if device.type == "mps" else f"CPU, {torch.get_num_threads()} threads"
+    return Usage(name, _resident(), _installed())
+
+
+def _resident() -> int:
+    try:  # Linux
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _installed() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
+        return 0
 
 
 def pick_dtype(dtype: str | torch.dtype | None, *, family: Family, device: torch.device) -> torch.dtype:

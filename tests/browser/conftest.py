@@ -2,11 +2,14 @@
 
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from playwright.sync_api import sync_playwright
 from safetensors.torch import load_file, save_file
 
 from difflora import write
+from tests.browser.steps import opened
 from tests.webui.serving import ROOT, Site, random_adapter, serve
 
 FIXTURES = ROOT / "tests" / "fixtures" / "adapters"
@@ -37,3 +40,34 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     save_file(evil, adapters / "evil.safetensors", metadata=words)
     with serve(output) as site:
         yield site
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium; without it the tests are skipped."""
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: apt-get install chromium (the CI set-up does, as root)")
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Any, site: Site) -> Iterator[Any]:
+    """The page, freshly opened; a request to anywhere else, or an error in a script, fails the test."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    page = context.new_page()
+    foreign: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: foreign.append(request.url) if is_foreign(request.url) else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    opened(page, site)
+    yield page
+    assert page.evaluate("window.hacked") is None
+    context.close()
+    assert not foreign and not errors
+
+
+def is_foreign(url: str) -> bool:
+    return not url.startswith(("http://127.0.0.1", "data:", "blob:"))

@@ -1,5 +1,6 @@
 """The tabs, the mix, and what is read out of pictures, without a browser."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 from difflora import Adapter, AdapterMeta, Model, Recipe, Request, Stack, generate, save_png, write
 from difflora.errors import ConfigError, RecipeError
 from difflora.kinds import LoRA
+from webui.bases import choices
 from webui.blending import steps_of
 from webui.parts import mix as mixes
+from webui.parts.header import device_of, facts_of
 from webui.restore import restored
 from webui.settings import Settings
 from webui.shared import Shared
@@ -182,7 +185,38 @@ def test_the_trash_takes_an_adapter_with_its_notes_and_no_other(
 
 
 def test_a_base_that_is_none_is_told(shared: Shared) -> None:
-    from webui.app import _facts
+    assert "shapes" in facts_of(shared, shared.settings.base_model)
+    assert "error" in facts_of(shared, "/there/is/<b>none</b>")
+    assert "<b>none" not in facts_of(shared, "<b>none")
 
-    assert "shapes" in _facts(shared, shared.settings.base_model)
-    assert "error" in _facts(shared, "/there/is/<b>none</b>") and "<b>none" not in _facts(shared, "<b>none")
+
+def test_the_header_tells_the_device_once_the_worker_has(shared: Shared) -> None:
+    assert "starting" in device_of(shared)
+    state = {"device": "<b>GPU", "used": 3 << 30, "total": 24 << 30, "loaded": "shapes-sd"}
+    shared.settings.state.write_text(json.dumps(state))
+    assert "&lt;b&gt;GPU · 3.0 of 24.0 GiB · shapes-sd loaded" in device_of(shared)
+
+
+def test_bases_to_choose_from_are_the_first_the_baked_and_those_in_folders(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    for folder in (models / "deep" / "whole" / "unet", tmp_path / "outputs" / "bases"):
+        folder.mkdir(parents=True)
+    (models / "deep" / "whole" / "model_index.json").touch()
+    files = [models / "one.safetensors", tmp_path / "outputs" / "bases" / "one.safetensors"]
+    for file in (*files, models / "whole.yaml", models / "deep" / "whole" / "unet" / "part.safetensors"):
+        file.touch()
+    (models / "round").symlink_to(models)
+    found = dict(choices(Settings("org/first", "", tmp_path / "outputs", checkpoints=(models,))))
+    assert found == {
+        "first": "org/first",
+        "whole": str(models / "deep" / "whole"),
+        **{f"one ({file})": str(file) for file in files},
+    }
+
+
+def test_what_does_not_fit_another_base_leaves_the_mix(shared: Shared) -> None:
+    rows = chosen(shared, MixRow(name="loud", unet=0.4), MixRow(name="xl"))
+    message, known, *_ = mixes.rechecked(shared, shared.settings.base_model, rows)
+    assert "xl left the mix" in message and "does not fit" in message
+    assert [one.name for one in known] == ["loud"] and "modules fit" in known[0].facts
+    assert mixes.rechecked(shared, shared.settings.base_model, chosen(shared, MixRow(name="loud")))[0] == ""

@@ -8,22 +8,20 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gradio as gr
-from gradio.components import Component
 from pydantic import BaseModel, ValidationError
 
 from difflora import DiffloraError
 from difflora.errors import ConfigError
-from webui.following import View, problem, views
+from webui.bases import choices
+from webui.following import FOLLOWING, QUIET, View, problem, views
 from webui.parts import mix as mixes
 from webui.parts.mix import Mix
 from webui.shared import Shared
 from webui.work.arithmetic import HEAT, Baking, Meeting, Merging
 from webui.work.desk import MixRow
 
-_EVENT: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
 
-
-def build(shared: Shared, base: Component, mix: Mix) -> None:
+def build(shared: Shared, base: gr.Dropdown, mix: Mix) -> None:
     """Two folded parts below a mix."""
     with gr.Accordion("How they meet", open=False):
         meet = gr.Button("Measure the interference of this mix", size="sm", elem_id="meet")
@@ -38,9 +36,11 @@ def build(shared: Shared, base: Component, mix: Mix) -> None:
             save = gr.Button("Save as one adapter", variant="primary", elem_id="keep")
             bake = gr.Button("Bake into a copy of the base", elem_id="bake")
         kept = gr.HTML(elem_id="kept")
-    meet.click(_meeting(shared), [base, *mix.inputs], [report, heat], **_EVENT)
-    save.click(_saving(shared), [base, name, rank, dtype, *mix.inputs], kept, **_EVENT)
-    bake.click(_baking(shared), [base, name, *mix.inputs], kept, **_EVENT)
+    meet.click(_meeting(shared), [base, *mix.inputs], [report, heat], **FOLLOWING)
+    save.click(_saving(shared), [base, name, rank, dtype, *mix.inputs], kept, **FOLLOWING)
+    bake.click(_baking(shared), [base, name, *mix.inputs], kept, **FOLLOWING).then(
+        lambda: gr.update(choices=choices(shared.settings)), None, base, **QUIET
+    )
 
 
 def _run(shared: Shared, request: gr.Request, kind: str, wanted: BaseModel) -> Iterator[View]:

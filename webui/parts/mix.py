@@ -12,7 +12,7 @@ from gradio.components import Component
 
 from difflora import DiffloraError, Library, Stack, fits, interference
 from difflora.errors import NeedsBase
-from webui.following import problem
+from webui.following import QUIET, problem
 from webui.shared import Shared
 from webui.work.desk import MixRow
 
@@ -132,7 +132,7 @@ def preferred(library: Library, name: str) -> float:
     return 1.0 if weight is None else max(-2.0, min(2.0, weight))
 
 
-def build(shared: Shared, *, base: Component, prefix: str = "", pick: gr.Textbox | None = None) -> Mix:
+def build(shared: Shared, *, base: gr.Dropdown, prefix: str = "", pick: gr.Textbox | None = None) -> Mix:
     """The widgets, with what adds, folds away and removes rows already on them.
 
     `prefix` begins the ids of its elements. A name that is put into `pick` is added as if it had been chosen.
@@ -157,6 +157,12 @@ def build(shared: Shared, *, base: Component, prefix: str = "", pick: gr.Textbox
 
     for event, source in [(picker.input, picker)] + ([] if pick is None else [(pick.change, pick)]):
         event(add, [source, base, *mix.inputs], [picker, message, *mix.outputs], api_visibility="private")
+    base.change(
+        lambda base, *values: rechecked(shared, base, values),
+        [base, *mix.inputs],
+        [message, *mix.outputs],
+        **QUIET,
+    )
     refresh.click(lambda: _listed(shared), None, picker, api_visibility="private")
     for place, row in enumerate(mix.rows):
         row.has_text.input(
@@ -189,6 +195,18 @@ def added(shared: Shared, name: str | None, base: str, values: Sequence[Any]) ->
     except DiffloraError as error:
         text = problem(error)
     return [gr.Dropdown(value=None), text, *shown(known, rows)]
+
+
+def rechecked(shared: Shared, base: str, values: Sequence[Any]) -> list[Any]:
+    """Updates for the message and `Mix.outputs` after the base was changed: what does not fit it leaves."""
+    known, rows, left = [], [], []
+    for row in rows_of(values):
+        try:
+            known.append(known_of(shared, row.name, base))
+            rows.append(row)
+        except DiffloraError as error:
+            left.append(f"{row.name} left the mix: {error}")
+    return [problem(DiffloraError("\n".join(left))) if left else "", *shown(known, rows)]
 
 
 def names(shared: Shared) -> list[str]:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from difflora import DiffloraError
 from webui.blending import START, Sheet, contact_of, sheet_of
-from webui.following import View, live, problem, views
+from webui.following import FOLLOWING, View, live, problem, views
 from webui.parts import keep
 from webui.parts import mix as mixes
 from webui.parts.mix import Known, Mix
@@ -134,19 +134,8 @@ def _connect(shared: Shared, page: Page, inputs: Inputs, mix: Mix, results: Resu
         kept = [one for one in known if one.name in chosen]
         return mixes.shown(kept, [chosen[one.name] for one in kept])
 
-    def on_cancel(request: gr.Request, number: int | None) -> None:
-        if number is not None:
-            shared.jobs.cancel(number, shared.owner(request))
-
-    draw.click(
-        on_draw,
-        [page.base, *inputs.all, *mix.inputs],
-        results.outputs,
-        api_visibility="private",
-        concurrency_limit=None,
-        show_progress="hidden",
-    )
-    results.cancel.click(on_cancel, results.current, None, api_visibility="private", queue=False)
+    draw.click(on_draw, [page.base, *inputs.all, *mix.inputs], results.outputs, **FOLLOWING)
+    results.cancel.click(shared.stop, results.current, None, api_visibility="private", queue=False)
     results.cells.select(on_cell, [results.sheet, mix.known], mix.outputs, api_visibility="private")
 
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from difflora import SAMPLERS, DiffloraError, Request, read_recipe, token_count
-from webui.following import View, live, problem, view, views
+from webui.following import FOLLOWING, QUIET, View, live, problem, view, views
 from webui.forms import Form, form
 from webui.parts import mix as mixes
 from webui.parts.mix import Mix
@@ -265,33 +265,18 @@ def _connect_drawing(
         for found in views(shared, job):
             yield shown(found)
 
-    def on_cancel(request: gr.Request, number: int | None) -> None:
-        if number is not None:
-            shared.jobs.cancel(number, shared.owner(request))
-
     def on_load(request: gr.Request) -> Iterator[list[Any]]:
         yield [gr.skip()] * len(results.outputs)  # what yields nothing empties its outputs
         for job in shared.jobs.of(shared.owner(request), kind=KIND, limit=1):
             for found in views(shared, job):
                 yield shown(found)
 
-    button.click(
-        on_draw,
-        [page.base, *inputs.all, *mix.inputs],
-        results.outputs,
-        api_visibility="private",
-        concurrency_limit=None,
-        show_progress="hidden",
-    ).then(_history(shared), None, [results.history, results.earlier], api_visibility="private")
-    results.cancel.click(on_cancel, results.current, None, api_visibility="private", queue=False)
-    page.blocks.load(on_load, None, results.outputs, api_visibility="private", show_progress="hidden")
-    page.blocks.load(
-        _history(shared),
-        None,
-        [results.history, results.earlier],
-        api_visibility="private",
-        show_progress="hidden",
-    )
+    past = _history(shared), None, [results.history, results.earlier]
+    asked = [page.base, *inputs.all, *mix.inputs]
+    button.click(on_draw, asked, results.outputs, **FOLLOWING).then(*past, **QUIET)
+    results.cancel.click(shared.stop, results.current, None, api_visibility="private", queue=False)
+    page.blocks.load(on_load, None, results.outputs, **FOLLOWING)
+    page.blocks.load(*past, **QUIET)
 
 
 def _history(shared: Shared) -> Any:

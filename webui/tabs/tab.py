@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import gradio as gr
-from gradio.components import Component
 
 from webui.shared import Shared
 
@@ -18,7 +17,7 @@ class Page:
     """
 
     blocks: gr.Blocks
-    base: Component
+    base: gr.Dropdown
     pick: gr.Textbox
     tabs: gr.Tabs
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from difflora import PRESETS, DiffloraError, Survey, TrainConfig, configure, survey
-from webui.following import View, problem, views
+from webui.following import FOLLOWING, View, problem, views
 from webui.forms import Form, form
 from webui.jobs import Job
 from webui.shared import Shared
@@ -306,33 +306,15 @@ def _connect(shared: Shared, page: Page, inputs: Inputs, results: Results, start
             for found in views(shared, job):
                 yield shown(shared, found)
 
-    def on_stop(request: gr.Request, number: int | None) -> None:
-        if number is not None:
-            shared.jobs.cancel(number, shared.owner(request))
-
     def on_use(request: gr.Request, number: int | None) -> tuple[Any, Any]:
         job = shared.jobs.get(number or 0, shared.owner(request))
         shared.library.refresh()
         return json.loads(job.result)["adapter"], gr.update(selected="generate")
 
-    start.click(
-        on_start,
-        [page.base, *inputs.all],
-        results.outputs,
-        api_visibility="private",
-        concurrency_limit=None,
-        show_progress="hidden",
-    )
-    results.stop.click(on_stop, results.current, None, api_visibility="private", queue=False)
+    start.click(on_start, [page.base, *inputs.all], results.outputs, **FOLLOWING)
+    results.stop.click(shared.stop, results.current, None, api_visibility="private", queue=False)
     results.use.click(on_use, results.current, [page.pick, page.tabs], api_visibility="private")
-    page.blocks.load(
-        on_load,
-        None,
-        results.outputs,
-        api_visibility="private",
-        concurrency_limit=None,
-        show_progress="hidden",
-    )
+    page.blocks.load(on_load, None, results.outputs, **FOLLOWING)
 
 
 TRAIN = Tab("Train", _build)

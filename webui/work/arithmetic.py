@@ -110,7 +110,7 @@ def baking(wanted: Baking, desk: Desk) -> Done:
     """Writes the base into the output folder."""
     desk.say("baking")
     ending = ".safetensors" if Path(wanted.base).is_file() else ""
-    target = desk.settings.output / "bases" / f"{_plain(wanted.name)}{ending}"
+    target = desk.settings.baked / f"{_plain(wanted.name)}{ending}"
     target.parent.mkdir(parents=True, exist_ok=True)
     _, report = bake(wanted.base, desk.stack(wanted.mix), target)
     return Done(result=json.dumps({"base": str(target), "error": report.total_error}))

@@ -71,6 +71,12 @@ class Bases:
             self._library = Library(*folders)
         return self._library
 
+    @property
+    def name(self) -> str:
+        """The short name of the base that is loaded, "" if none is."""
+        loaded = self._loaded  # another thread than the job's may ask
+        return "" if loaded is None else loaded[1].facts.name
+
     def get(self, name: str) -> Model:
         """The base of that name."""
         return self._get(name)[1]
