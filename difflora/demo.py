@@ -13,6 +13,7 @@ from difflora.adapter import Adapter, Stack
 from difflora.data.images import open_image
 from difflora.errors import ConfigError
 from difflora.families import Model
+from difflora.generate import generate
 from difflora.grid import Axis, grid
 from difflora.recipe import Request
 from difflora.sheet import Labels, contact_sheet
@@ -138,6 +139,14 @@ def draw_sheet(
         ),
         heading=f"{lesson.name}: before and after learning it from a folder",
     )
+
+
+def draw_cover(
+    model: Model, adapter: Adapter, *, lesson: Lesson, steps: int, progress: Progress
+) -> Image.Image:
+    """The picture beside an adapter's file, by which libraries show it."""
+    request = Request(prompt=lesson.prompts[1], seed=SEED, steps=steps, guidance=GUIDANCE)
+    return generate(model, request, stack=Stack([(adapter, 1.0)]), progress=progress)[0]
 
 
 def draw_blend(

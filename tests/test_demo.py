@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from difflora.commands.demo import run
 from difflora.demo import LESSONS, find_sample_data
-from difflora.errors import ConfigError
+from difflora.errors import ConfigError, DiffloraError
 from difflora.formats import read
+from train_scripts import make_sample_adapters
 
 SHORT = ["--steps", "1", "--draw-steps", "1"]
 
@@ -26,6 +28,20 @@ def test_every_lesson_leaves_an_adapter_and_a_sheet(output: Path) -> None:
         with Image.open(output / f"{lesson.name}_before_after.png") as sheet:
             # three rows of five pictures, each enlarged to 256
             assert sheet.width > 5 * 256 and sheet.height > 3 * 256
+
+
+def test_the_adapters_can_be_kept_as_sample_data(output: Path, tmp_path: Path) -> None:
+    make_sample_adapters.main(demo=output, to=tmp_path)
+    for lesson in LESSONS:
+        kept, made = (read(folder / f"{lesson.name}.safetensors") for folder in (tmp_path, output))
+        assert kept.meta.trigger == made.meta.trigger == lesson.trigger
+        assert {t.dtype for kinds in kept.modules.values() for k in kinds for t in k.factors()[:2]} == {
+            torch.float16
+        }
+        with Image.open(tmp_path / f"{lesson.name}.preview.png") as picture:
+            assert picture.size == (128, 128)
+    with pytest.raises(DiffloraError, match="make demo"):
+        make_sample_adapters.main(demo=tmp_path / "nothing", to=tmp_path)
 
 
 def test_the_blend_is_five_by_five(output: Path) -> None:

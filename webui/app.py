@@ -125,8 +125,14 @@ def mounted(server: fastapi.FastAPI, shared: Shared, *, gate: Gate | None) -> fa
 
 
 def _settings(flags: Flags) -> Settings:
-    samples = [folder for folder in (SAMPLES / "adapters",) if folder.is_dir()]
-    return Settings(flags.base_model, flags.data, flags.output, (*samples, *flags.loras), tuple(flags.bases))
+    loras = (*_demonstration(flags.output), *flags.loras)
+    return Settings(flags.base_model, flags.data, flags.output, loras, tuple(flags.bases))
+
+
+def _demonstration(output: Path) -> tuple[Path, ...]:
+    """The adapters of the demonstration: those that it has made here, else those that come along."""
+    places = (output / "demo", SAMPLES / "adapters")
+    return tuple(place for place in places if any(place.glob("*.safetensors")))[:1]
 
 
 def _users(flags: Flags) -> dict[str, str]:

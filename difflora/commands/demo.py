@@ -14,7 +14,16 @@ from rich.console import Console
 from difflora.commands.console import follow, make_console, meter
 from difflora.commands.drawing import write_picture
 from difflora.commands.flags import parse
-from difflora.demo import BLEND_LOOK_AT, LESSONS, Lesson, base_of, draw_blend, draw_sheet, find_sample_data
+from difflora.demo import (
+    BLEND_LOOK_AT,
+    LESSONS,
+    Lesson,
+    base_of,
+    draw_blend,
+    draw_cover,
+    draw_sheet,
+    find_sample_data,
+)
 from difflora.errors import AlreadyTrained
 from difflora.families import Model
 from difflora.formats import read
@@ -49,7 +58,7 @@ def run(words: Sequence[str]) -> int:
     for lesson in LESSONS:
         _learn(lesson, flags, data, console)
     sheets = _sheets(flags, data)
-    due = [sheet for sheet in sheets if sheet.is_due()]
+    due = [sheet for sheet in (*sheets, *_covers(flags)) if sheet.is_due()]
     if due:
         from difflora.families import load
 
@@ -97,6 +106,19 @@ def _sheets(flags: Flags, data: Path) -> list[Sheet]:
     blended = (files["halftone"], files["neon"])
     draw = partial(draw_blend, steps=flags.draw_steps)
     return [*sheets, Sheet(flags.output / "blend_halftone_neon.png", BLEND_LOOK_AT, blended, draw)]
+
+
+def _covers(flags: Flags) -> list[Sheet]:
+    """The pictures beside the adapters' files."""
+    return [
+        Sheet(
+            flags.output / f"{lesson.name}.preview.png",
+            "",
+            (flags.output / f"{lesson.name}.safetensors",),
+            partial(draw_cover, lesson=lesson, steps=flags.draw_steps),
+        )
+        for lesson in LESSONS
+    ]
 
 
 def _learn(lesson: Lesson, flags: Flags, data: Path, console: Console) -> None:
