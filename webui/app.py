@@ -10,6 +10,7 @@ from typing import Annotated
 
 import fastapi
 import gradio as gr
+import torch
 import tyro
 import uvicorn
 
@@ -71,6 +72,7 @@ def main(flags: Flags) -> int:
     except DiffloraError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    torch.set_num_threads(1)  # the page computes little, and the worker needs the cores
     supervisor = Supervisor(shared.jobs, shared.settings)
     supervisor.start()
     host = EVERYWHERE if flags.listen else LOOPBACK

@@ -24,7 +24,7 @@ from webui.jobs import Job
 from webui.shared import Shared
 from webui.tabs.tab import Page, Tab
 from webui.uploads import PICTURES, taken, write_caption
-from webui.work.training import Training
+from webui.work.training import COURSE, Training
 
 KIND = "train"
 MAIN = ("trigger", "steps", "rank", "learning_rate", "batch_size", "preview_every")
@@ -282,7 +282,7 @@ def _course(shared: Shared, job: Job) -> dict[str, Any]:
     if job.state == "done":
         return json.loads(job.result)
     try:
-        return json.loads((shared.jobs.place(job) / "course.json").read_text(encoding="utf-8"))
+        return json.loads((shared.jobs.place(job) / COURSE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 

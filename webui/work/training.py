@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from difflora import Interrupted, StepReport, configure, train
 from webui.work.desk import FROZEN, Cancelled, Desk, Done, Ended
 
+COURSE = "course.json"
 CURVE = 400  # points of the loss that are kept for the plot
 
 
@@ -50,14 +51,17 @@ class _Course:
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
-        self.losses: list[tuple[int, float]] = []
-        self.files: tuple[str, ...] = ()
+        self.losses: list[tuple[int, float]] = _past(desk)
+        self.files = tuple(sorted(path.name for path in desk.folder.glob("step-*.png")))
         self.adapter = ""
         self.started, self.first = time.monotonic(), 0
 
     def follow(self, report: StepReport) -> None:
         """Raises Cancelled if the training was asked to stop."""
-        self.first = self.first or report.step
+        if not self.first:  # what was done after the state that it goes on from is done again
+            self.first = report.step
+            self.losses = [point for point in self.losses if point[0] < report.step]
+            self.files = tuple(name for name in self.files if name < f"step-{report.step:06}")
         self.losses.append((report.step, report.loss))
         for preview in report.previews:
             name = f"step-{report.step:06}-{len(self.files):03}.png"
@@ -70,7 +74,7 @@ class _Course:
         left = (time.monotonic() - self.started) / done * (report.total - report.step) if done else None
         self.desk.files = self.files
         self.desk.note = _line(report, left)
-        (self.desk.folder / "course.json").write_text(self.result(), encoding="utf-8")
+        (self.desk.folder / COURSE).write_text(self.result(), encoding="utf-8")
         try:
             self.desk.progress(report.step, report.total)
         except Cancelled:
@@ -82,6 +86,15 @@ class _Course:
         """JSON with the name of the adapter, "" before the end, and the loss over the steps."""
         every = -(-len(self.losses) // CURVE)
         return json.dumps({"adapter": self.adapter, "loss": self.losses[::every]})
+
+
+def _past(desk: Desk) -> list[tuple[int, float]]:
+    """The losses of this job before its server ended, as far as they were kept."""
+    try:
+        course = json.loads((desk.folder / COURSE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [(step, loss) for step, loss in course["loss"]]
 
 
 def _line(report: StepReport, left: float | None) -> str:
