@@ -166,6 +166,8 @@ def test_a_style_is_trained_found_in_the_library_and_drawn_with(page: Any, site:
     expect(page.locator("#train-status")).to_contain_text("of 8", timeout=LONG)
     assert "done in" in ended(page, "#train-status")
     expect(page.locator("#loss")).to_be_visible()
+    for text in ("step 4", "step 8"):
+        expect(page.locator("#previews")).to_contain_text(text)
     shot(page, "train")
     page.locator("#use").click()
     expect(page.locator(".mix-row").first).to_contain_text("lights", timeout=LONG)

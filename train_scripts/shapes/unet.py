@@ -54,7 +54,7 @@ PREVIEW_PROMPTS = (
 class UNetOptions:
     """How the UNet is trained; `steps` is the whole length, of which a resumed run makes the rest."""
 
-    steps: int = 14000
+    steps: int = 7500
     batch: int = 32
     scenes: int = 16000
     peak_rate: float = 2e-3

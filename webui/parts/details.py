@@ -12,13 +12,11 @@ from gradio.components import Component
 
 from difflora import DiffloraError, LibraryEntry
 from difflora.errors import LibraryError
-from webui.following import problem
+from webui.following import QUIET, problem
 from webui.parts import discard, making, pair, strength
 from webui.shared import Shared
 from webui.shelf import another
 from webui.tabs.tab import Page
-
-_EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +60,9 @@ def build(shared: Shared, page: Page) -> Details:
     pair.build(shared, page.base, selected)
     discard.build(shared, selected, changed, told)
     fields = Fields(told, use, trigger, weight, text)
-    selected.change(_looking(shared, fields), selected, fields.all, **_EVENT)
-    use.click(lambda name: (name, gr.update(selected="generate")), selected, [page.pick, page.tabs], **_EVENT)
-    save.click(_noting(shared), [selected, trigger, weight, text], [saved, changed], **_EVENT)
+    selected.change(_looking(shared, fields), selected, fields.all, **QUIET)
+    use.click(lambda name: (name, gr.update(selected="generate")), selected, [page.pick, page.tabs], **QUIET)
+    save.click(_noting(shared), [selected, trigger, weight, text], [saved, changed], **QUIET)
     return Details(selected, changed)
 
 

@@ -11,11 +11,9 @@ import gradio as gr
 from gradio.components import Component
 
 from difflora import DiffloraError
-from webui.following import problem
+from webui.following import QUIET, problem
 from webui.shared import Shared
 from webui.shelf import another, out_of_trash, to_trash
-
-_EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 def build(shared: Shared, selected: gr.State, changed: gr.State, told: Component) -> None:
@@ -26,10 +24,10 @@ def build(shared: Shared, selected: gr.State, changed: gr.State, told: Component
             "Move to the trash", variant="stop", size="sm", interactive=False, elem_id="trash", scale=1
         )
         undo = gr.Button("Undo", size="sm", visible=False, elem_id="untrash", scale=1)
-    selected.change(lambda name: gr.update(interactive=bool(name)), selected, trash, **_EVENT)
+    selected.change(lambda name: gr.update(interactive=bool(name)), selected, trash, **QUIET)
     outputs = [told, selected, gone, undo, changed]
-    trash.click(_trashing(shared), selected, outputs, **_EVENT)
-    undo.click(_undoing(shared), gone, outputs, **_EVENT)
+    trash.click(_trashing(shared), selected, outputs, **QUIET)
+    undo.click(_undoing(shared), gone, outputs, **QUIET)
 
 
 def _trashing(shared: Shared) -> Callable[[str], list[Any]]:

@@ -11,12 +11,10 @@ import gradio as gr
 from pydantic import BaseModel, ValidationError
 
 from difflora import DiffloraError
-from webui.following import problem, views
+from webui.following import FOLLOWING, problem, views
 from webui.shared import Shared
 from webui.shelf import another
 from webui.work.arithmetic import Converting, Resizing
-
-_EVENT: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
 
 
 def build(shared: Shared, selected: gr.State, changed: gr.State) -> None:
@@ -39,8 +37,8 @@ def build(shared: Shared, selected: gr.State, changed: gr.State) -> None:
         wanted = {"adapter": adapter, "name": name, "format": layout}
         yield from _making(shared, request, "convert", Converting, wanted)
 
-    resize.click(on_resize, [selected, name, rank], [made, changed], **_EVENT)
-    convert.click(on_convert, [selected, name, layout], [made, changed], **_EVENT)
+    resize.click(on_resize, [selected, name, rank], [made, changed], **FOLLOWING)
+    convert.click(on_convert, [selected, name, layout], [made, changed], **FOLLOWING)
 
 
 def _making(

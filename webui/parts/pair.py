@@ -13,11 +13,9 @@ from pydantic import ValidationError
 
 from difflora import DiffloraError
 from difflora.errors import ConfigError
-from webui.following import problem, views
+from webui.following import FOLLOWING, QUIET, problem, views
 from webui.shared import Shared
 from webui.work.arithmetic import HEAT, Comparing
-
-_EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 def build(shared: Shared, base: Component, selected: gr.State) -> None:
@@ -43,8 +41,8 @@ def build(shared: Shared, base: Component, selected: gr.State) -> None:
             elem_id="pair-heat",
             buttons=[],
         )
-    folded.expand(lambda: gr.Dropdown(choices=list(shared.library.entries)), None, other, **_EVENT)
-    go.click(_comparing(shared), [selected, other, base], [report, heat], concurrency_limit=None, **_EVENT)
+    folded.expand(lambda: gr.Dropdown(choices=list(shared.library.entries)), None, other, **QUIET)
+    go.click(_comparing(shared), [selected, other, base], [report, heat], **FOLLOWING)
 
 
 def _comparing(shared: Shared) -> Callable[..., Iterator[tuple[Any, Any]]]:

@@ -13,12 +13,11 @@ import gradio as gr
 import pandas as pd
 
 from difflora import DiffloraError, LibraryEntry, profile
-from webui.following import problem
+from webui.following import QUIET, problem
 from webui.shared import Shared
 
 TERMS = 128  # of a spectrum that are drawn
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
-_EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +67,10 @@ def build(shared: Shared, selected: gr.State) -> None:
         buttons=[],
     )
     outputs = [words, blocks, spectrum]
-    selected.change(_waiting, selected, outputs, **_EVENT)
+    selected.change(_waiting, selected, outputs, **QUIET)
     selected.change(
-        _measuring(shared), selected, measured, concurrency_limit=2, trigger_mode="multiple", **_EVENT
-    ).then(_shown, [measured, selected], outputs, **_EVENT)
+        _measuring(shared), selected, measured, concurrency_limit=2, trigger_mode="multiple", **QUIET
+    ).then(_shown, [measured, selected], outputs, **QUIET)
 
 
 def _waiting(name: str) -> list[Any]:

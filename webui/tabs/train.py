@@ -24,7 +24,7 @@ from webui.jobs import Job
 from webui.shared import Shared
 from webui.tabs.tab import Page, Tab
 from webui.uploads import PICTURES, taken, write_caption
-from webui.work.training import COURSE, Training
+from webui.work.training import COURSE, Training, step_of
 
 KIND = "train"
 MAIN = ("trigger", "steps", "rank", "learning_rate", "batch_size", "preview_every")
@@ -138,6 +138,7 @@ def _results(stop: gr.Button) -> Results:
     plot = gr.LinePlot(x="step", y="loss", height=220, visible=False, elem_id="loss")
     previews = gr.Gallery(
         label="Previews: one row of prompts a checkpoint",
+        elem_id="previews",
         buttons=["download", "fullscreen"],
         columns=4,
         object_fit="contain",
@@ -271,10 +272,18 @@ def shown(shared: Shared, found: View) -> list[Any]:
         job.number,
         found.status,
         gr.update(value=losses, visible=len(losses) > 1),
-        gr.update(value=list(found.pictures), visible=bool(found.pictures)),
+        _previews(found.pictures),
         gr.update(interactive=not job.is_over),
         gr.update(visible=bool(name), value=f"Draw with {name}"),
     ]
+
+
+def _previews(pictures: Sequence[str]) -> Any:
+    """The previews as a grid: a row for each checkpoint, a column for each prompt."""
+    steps = [step_of(picture) for picture in pictures]
+    captioned = [(picture, f"step {step}") for picture, step in zip(pictures, steps, strict=True)]
+    prompts = max(map(steps.count, steps), default=1)
+    return gr.update(value=captioned, columns=prompts, visible=bool(pictures))
 
 
 def _course(shared: Shared, job: Job) -> dict[str, Any]:

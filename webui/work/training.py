@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -15,6 +16,7 @@ from webui.work.desk import FROZEN, Cancelled, Desk, Done, Ended
 
 COURSE = "course.json"
 CURVE = 400  # points of the loss that are kept for the plot
+_PREVIEW = "step-"
 
 
 class Training(BaseModel):
@@ -52,7 +54,7 @@ class _Course:
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
         self.losses: list[tuple[int, float]] = _past(desk)
-        self.files = tuple(sorted(path.name for path in desk.folder.glob("step-*.png")))
+        self.files = tuple(sorted(path.name for path in desk.folder.glob(f"{_PREVIEW}*.png")))
         self.adapter = ""
         self.started, self.first = time.monotonic(), 0
 
@@ -61,10 +63,10 @@ class _Course:
         if not self.first:  # what was done after the state that it goes on from is done again
             self.first = report.step
             self.losses = [point for point in self.losses if point[0] < report.step]
-            self.files = tuple(name for name in self.files if name < f"step-{report.step:06}")
+            self.files = tuple(name for name in self.files if step_of(name) < report.step)
         self.losses.append((report.step, report.loss))
         for preview in report.previews:
-            name = f"step-{report.step:06}-{len(self.files):03}.png"
+            name = f"{_PREVIEW}{report.step:06}-{len(self.files):03}.png"
             shutil.copyfile(preview, self.desk.folder / name)
             self.files = (*self.files, name)
         if report.adapter is not None:
@@ -86,6 +88,11 @@ class _Course:
         """JSON with the name of the adapter, "" before the end, and the loss over the steps."""
         every = -(-len(self.losses) // CURVE)
         return json.dumps({"adapter": self.adapter, "loss": self.losses[::every]})
+
+
+def step_of(preview: str) -> int:
+    """The step that a preview was drawn at, out of the name of its file."""
+    return int(Path(preview).name.removeprefix(_PREVIEW).split("-")[0])
 
 
 def _past(desk: Desk) -> list[tuple[int, float]]:
