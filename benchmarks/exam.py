@@ -37,6 +37,7 @@ HEADS: Mapping[str, tuple[str, ...]] = {
 }
 SHAPE_HEADS = ("layout", "first shape", "second shape")
 COLOUR_HEADS = ("first colour", "second colour")
+AGAIN = 1000  # captions drawn once more before a new round: most of the 180 of one object are found by then
 UNKNOWN = -100  # the class that torch's cross-entropy passes over
 
 # What of a scene cannot be read from a picture of a look, however well it is drawn.
@@ -115,13 +116,21 @@ def answers(seen: Seen, wanted: Seen) -> dict[str, bool]:
 
 
 def held_out_scenes(count: int, *, pairs: bool, seed: str = "held out") -> list[Scene]:
-    """Scenes with captions all different, each with a triple that the base was never trained on."""
-    rng, found = random.Random(f"{seed} {pairs}"), {}
+    """Scenes each with a triple that the base was never trained on; a caption is not there again before
+    nearly all others are."""
+    rng, found = random.Random(f"{seed} {pairs}"), []
+    told: set[str] = set()
+    again = 0  # how often what was drawn had been told before
     while len(found) < count:
         scene = random_scene(rng, Odds(pair=1.0 if pairs else 0.0))
-        if scene.held_out:
-            found.setdefault(scene.caption, scene)
-    return list(found.values())
+        if not scene.held_out:
+            continue
+        if scene.caption not in told:
+            found.append(scene)
+            told.add(scene.caption)
+        elif (again := again + 1) > AGAIN:
+            told, again = set(), 0
+    return found
 
 
 def lessons(count: int, *, seed: str) -> Iterator[tuple[Image.Image, Seen]]:

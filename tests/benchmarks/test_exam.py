@@ -95,6 +95,13 @@ def test_prompts_are_held_out_and_distinct(pairs: bool) -> None:
     }
 
 
+def test_where_there_are_fewer_captions_than_asked_for_they_come_again() -> None:
+    scenes = held_out_scenes(400, pairs=False)
+    captions = [scene.caption for scene in scenes]
+    assert scenes[:100] == held_out_scenes(100, pairs=False)
+    assert len(captions) == 400 and max(map(captions.count, captions)) <= 4
+
+
 @pytest.mark.parametrize("style", STYLES)
 def test_prompts_of_a_style_are_not_captions_of_its_folder(style: str) -> None:
     taught = taught_captions(SAMPLES / "styles" / style, style)
