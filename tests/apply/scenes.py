@@ -43,6 +43,12 @@ def relative(a: Tensor, b: Tensor, base: Tensor) -> float:
     return float((a - b).norm() / (b - base).norm())
 
 
+def tolerance(answer: Tensor, base: Tensor) -> float:
+    """What `relative` may be: 1e-5, and what float32 rounds of the base's own answer, in units of the
+    effect."""
+    return 1e-5 + 2 * torch.finfo(torch.float32).eps * float(base.norm() / (answer - base).norm())
+
+
 def input_shape(model: Model, path: str) -> tuple[int, ...]:
     """The shape of one row of a layer's input."""
     _, channels, *kernel = model.shapes()[path]

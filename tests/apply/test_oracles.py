@@ -11,13 +11,12 @@ from difflora.adapter import Adapter, Stack
 from difflora.apply import applied
 from difflora.families.model import Model
 from difflora.kinds import DoRA, Kind, LoRA
-from tests.apply.scenes import CONV, POINT, relative
+from tests.apply.scenes import CONV, POINT, relative, tolerance
 from tests.kinds.test_lycoris import PEERS, attach, kind_of
 
 BIASED = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0"
 WORDS = "text_encoder.text_model.embeddings.token_embedding"
 LAYERS = (BIASED, CONV, POINT)
-TOLERANCE = 1e-5
 
 
 def inputs(model: Model, path: str) -> Tensor:
@@ -34,7 +33,7 @@ def check(model: Model, path: str, stack: Stack, *, x: Tensor, truth: Tensor) ->
     assert (truth - base).norm() > 1e-3 * base.norm()
     for mode in ("live", "merged"):
         with applied(model, stack, mode=mode):
-            assert relative(module(x), truth, base) < TOLERANCE, mode
+            assert relative(module(x), truth, base) < tolerance(truth, base), mode
 
 
 @torch.no_grad()

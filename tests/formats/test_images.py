@@ -42,7 +42,7 @@ def random_adapter(modules: dict[str, nn.Module]) -> Adapter:
         out, *rest = module.weight.shape
         down = torch.randn(4, *rest, generator=generator) / np.sqrt(np.prod(rest))
         up = torch.randn(out, 4, *(1,) * (len(rest) - 1), generator=generator)
-        found[path] = (LoRA(down, up * 1.5 * module.weight.detach().std(), scale=0.5),)
+        found[path] = (LoRA(down, up * 3.0 * module.weight.detach().std(), scale=0.5),)
     return Adapter(found, AdapterMeta("strong", "sd1"))
 
 

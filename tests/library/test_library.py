@@ -326,6 +326,6 @@ def test_a_library_is_not_listed_anew_while_another_thread_looks_at_it(folder, t
         return inspect(path)
 
     monkeypatch.setattr(entry_module, "inspect", slowly)
-    assert len(library.entries) == 4 and "neon" in library.broken
+    assert len(library.entries) == 4
     others[0].join()
     assert "neon" not in library.names and not library.broken
