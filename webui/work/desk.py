@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from difflora import Model
 
 PREVIEW = "preview.png"
-PREVIEW_SECONDS = 0.25  # at least, between two previews
+PREVIEW_SECONDS = 0.5  # at least, between two previews: drawing must not wait for being looked at
 FROZEN = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -160,7 +160,7 @@ class Desk:
 
     def _preview(self, image: Image.Image) -> None:
         buffer = io.BytesIO()
-        image.save(buffer, format="PNG")
+        image.save(buffer, format="PNG", compress_level=1)
         partial = self.folder / f".{PREVIEW}"
         partial.write_bytes(buffer.getvalue())
         os.replace(partial, self.folder / PREVIEW)
