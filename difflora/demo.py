@@ -24,7 +24,7 @@ ENLARGED = 2
 """Pictures of the small base are shown at twice their size."""
 
 SEED = 7
-GUIDANCE = 2.0
+GUIDANCE = 3.0
 """Below the base's own: a short training hardly moves the unguided picture; guidance widens the gap."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,14 +128,21 @@ def mounted(server: fastapi.FastAPI, shared: Shared, *, gate: Gate | None) -> fa
 
 
 def _settings(flags: Flags) -> Settings:
-    loras = (*_demonstration(flags.output), *flags.loras)
-    return Settings(flags.base_model, flags.data, flags.output, loras, tuple(flags.bases))
+    settings = Settings(flags.base_model, flags.data, flags.output, tuple(flags.loras), tuple(flags.bases))
+    if not settings.adapters.exists():
+        _bring_demonstration(settings)
+    return settings
 
 
-def _demonstration(output: Path) -> tuple[Path, ...]:
-    """The adapters of the demonstration: those that it has made here, else those that come along."""
-    places = (output / "demo", SAMPLES / "adapters")
-    return tuple(place for place in places if any(place.glob("*.safetensors")))[:1]
+def _bring_demonstration(settings: Settings) -> None:
+    """Puts the demonstration's adapters into a new library: those that it has made here, else those that come
+    along."""
+    settings.prepare()
+    places = (settings.output / "demo", SAMPLES / "adapters")
+    for file in next((found for place in places if (found := sorted(place.glob("*.safetensors")))), []):
+        for path in (file, file.with_suffix(".preview.png")):
+            if path.exists():
+                shutil.copy2(path, settings.adapters / path.name)
 
 
 def _users(flags: Flags) -> dict[str, str]:

@@ -9,6 +9,7 @@ import torch
 from difflora import Adapter, AdapterMeta, Model, Recipe, Request, Stack, generate, save_png, write
 from difflora.errors import ConfigError, RecipeError
 from difflora.kinds import LoRA
+from webui.app import Flags, _settings
 from webui.bases import choices
 from webui.blending import steps_of
 from webui.parts import mix as mixes
@@ -220,3 +221,15 @@ def test_what_does_not_fit_another_base_leaves_the_mix(shared: Shared) -> None:
     assert "xl left the mix" in message and "does not fit" in message
     assert [one.name for one in known] == ["loud"] and "modules fit" in known[0].facts
     assert mixes.rechecked(shared, shared.settings.base_model, chosen(shared, MixRow(name="loud")))[0] == ""
+
+
+def test_a_new_page_brings_the_demonstration_and_an_old_one_what_was_left(tmp_path: Path) -> None:
+    settings = _settings(Flags(output=tmp_path))
+    names = sorted(path.name for path in settings.adapters.glob("*.safetensors"))
+    assert names == ["halftone.safetensors", "neon.safetensors", "robot.safetensors"]
+    library = Shared(settings).library
+    for name, entry in library.entries.items():
+        assert entry.preview is not None and mixes.known_of(Shared(settings), name, settings.base_model)
+    (settings.adapters / "neon.safetensors").unlink()
+    again = _settings(Flags(output=tmp_path))
+    assert not (again.adapters / "neon.safetensors").exists()
