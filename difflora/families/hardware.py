@@ -59,7 +59,9 @@ def usage() -> Usage:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return Usage(torch.cuda.get_device_name(device), total - free, total)
-    name = "Apple GPU" if device.type == "mps" else f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    cpu = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+    name = "Apple GPU" if device.type == "mps" else cpu
     return Usage(name, _resident(), _installed())
 
 
