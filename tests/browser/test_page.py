@@ -145,7 +145,11 @@ def test_two_adapters_are_blended_a_cell_gives_its_weights_and_the_mix_is_kept(p
     page.locator("#meet").click()
     expect(page.locator("#meeting")).to_contain_text("of it is in the sum", timeout=LONG)
     page.get_by_text("Keep this mix").click()
+    name = page.locator("#keep-name input, #keep-name textarea").first
+    expect(name).to_have_value("my-blend", timeout=LONG)  # what is typed before it is filled in would be lost
+    page.wait_for_timeout(500)
     fill(page, "#keep-name", "both")
+    expect(name).to_have_value("both")
     page.locator("#keep").click()
     assert "exact" in ended(page, "#kept")
     assert (site.output / "adapters" / "both.safetensors").exists()
