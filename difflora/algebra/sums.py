@@ -137,7 +137,8 @@ def concatenated(pairs: Sequence[LoRA], *, alpha: float | None = None) -> LoRA:
     if len(pairs) == 1 and alpha is None:
         return pairs[0]
     _require_alike(pairs)
-    downs = [pair.factors().down for pair in pairs]
+    # Factors have gains in up, which is not asked for here.
+    downs = [pair.down if pair.mid is None else pair.factors().down for pair in pairs]
     rank = sum(down.shape[0] for down in downs)
     scale = max(abs(pair.scale) for pair in pairs) if alpha is None else alpha / rank
     ratios = [pair.scale / scale if scale else 0.0 for pair in pairs]

@@ -129,9 +129,8 @@ def _build(shared: Shared, page: Page) -> None:
         lambda text, base: _tokens(shared, text, base),
         [prompt, base],
         counter,
-        api_visibility="private",
-        show_progress="hidden",
         trigger_mode="always_last",
+        **QUIET,
     )
 
 

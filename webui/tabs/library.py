@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from difflora import LibraryEntry
+from webui.following import QUIET
 from webui.parts import details
 from webui.shared import Shared
 from webui.shelf import ANY, PAGE, SORTS, Query, cover, found
@@ -65,14 +66,14 @@ def _build(shared: Shared, page: Page) -> None:
 
     for widget in filters:
         event = widget.submit if widget is words else widget.input
-        event(look, filters, outputs, api_visibility="private", show_progress="hidden")
+        event(look, filters, outputs, **QUIET)
     refresh.click(again, filters, outputs, api_visibility="private")
     for button, turned in ((back, before), (forth, after)):
         button.click(turned, [*filters, number], outputs, api_visibility="private")
     cards.select(None, js=_TO_DETAILS)
-    cards.select(_chosen, names, shown.selected, api_visibility="private", show_progress="hidden")
-    shown.changed.change(look, [*filters, number], outputs, api_visibility="private", show_progress="hidden")
-    page.blocks.load(again, filters, outputs, api_visibility="private", show_progress="hidden")
+    cards.select(_chosen, names, shown.selected, **QUIET)
+    shown.changed.change(look, [*filters, number], outputs, **QUIET)
+    page.blocks.load(again, filters, outputs, **QUIET)
 
 
 def _chosen(names: Sequence[str], event: gr.SelectData) -> str:
