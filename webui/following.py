@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 FOLLOWING: dict[str, Any] = {**QUIET, "concurrency_limit": None}
 """How events are bound that last as long as a job, of which the page may follow any number."""
+
+_ERROR = "<b>Error.</b> <span>{}</span>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +60,12 @@ def status(job: Job, *, ahead: int) -> str:
         steps = f" {job.done} of {job.total}" if job.total and job.kind != "train" else ""
         text = f"{bar}{html.escape(job.note)}{steps} · {job.seconds:.0f} s"
     elif job.state == "failed":
-        text = f"<b>Error.</b> <span>{html.escape(job.error)}</span>"
+        text = _ERROR.format(html.escape(job.error))
     elif job.state == "cancelled":
         text = html.escape(job.note or "cancelled")
     else:
         text = f"done in {job.seconds:.1f} s"
-    wrong = " error" if job.state == "failed" else ""
-    return f'<div class="status{wrong}" data-job="{job.number}">{text}</div>'
+    return notice(text, is_error=job.state == "failed", job=job.number)
 
 
 def live(found: View) -> str:
@@ -76,7 +77,24 @@ def live(found: View) -> str:
 
 def problem(error: Exception) -> str:
     """An error that came before any job, as HTML."""
-    return f'<div class="status error"><b>Error.</b> <span>{html.escape(str(error))}</span></div>'
+    return notice(_ERROR.format(html.escape(str(error))), is_error=True)
+
+
+def notice(markup: str, *, is_error: bool = False, job: int | None = None) -> str:
+    """One place of the page that tells something. `markup` is HTML, in which text is escaped already; `job`
+    is the number of the job that it is about."""
+    classes = "status error" if is_error else "status"
+    about = "" if job is None else f' data-job="{job}"'
+    return f'<div class="{classes}"{about}>{markup}</div>'
+
+
+def kept(facts: Mapping[str, Any]) -> str:
+    """What an arithmetic job has written, from its result, as HTML."""
+    what = html.escape(str(facts.get("adapter") or facts.get("base")))
+    lost = f"{facts['error']:.2%} of ΔW lost" if facts["error"] else "exact"
+    rounding = facts.get("rounding")
+    rounded = f", factors rounded by {rounding:.1e} at most" if rounding else ""
+    return notice(f"kept as <b>{what}</b>: {lost}{rounded}")
 
 
 def _fresh(preview: Path) -> str | None:

@@ -97,7 +97,7 @@ def test_an_adapter_joins_with_its_preferred_weight(shared: Shared) -> None:
 
 def test_the_form_makes_a_request_and_an_empty_seed_is_a_new_one(shared: Shared) -> None:
     fixed = ["a ring", "", "Euler", 7, "", 2, False]
-    numbers = ["3.5", "", "64", "", "", ""]
+    numbers = [{"guidance": "3.5", "width": "64"}.get(name, "") for name in NUMBERS]
     first, second = (
         wanted("base", [*fixed, *numbers], names=NUMBERS, mix=chosen(shared, MixRow(name="loud")))
         for _ in range(2)
@@ -106,7 +106,7 @@ def test_the_form_makes_a_request_and_an_empty_seed_is_a_new_one(shared: Shared)
     assert first.request.height is None and first.mix == (MixRow(name="loud"),) and first.count == 2
     assert first.request.seed != second.request.seed
     with pytest.raises(ConfigError, match="width"):
-        wanted("base", [*fixed, "", "", "63", "", "", ""], names=NUMBERS, mix=[[]])
+        wanted("base", [*fixed, "63", *[""] * 5], names=NUMBERS, mix=[[]])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from gradio.components import Component
 
 from difflora import DiffloraError, LibraryEntry
 from difflora.errors import LibraryError
-from webui.following import QUIET, problem
+from webui.following import QUIET, notice, problem
 from webui.parts import discard, making, pair, strength
 from webui.shared import Shared
 from webui.shelf import another
@@ -47,7 +47,7 @@ class Fields:
 def build(shared: Shared, page: Page) -> Details:
     """The details of an adapter, which are shown once its name is in `selected`."""
     selected, changed = gr.State(""), gr.State(0)
-    told = gr.HTML('<div class="status">Click an adapter.</div>', elem_id="details")
+    told = gr.HTML(notice("Click an adapter."), elem_id="details")
     use = gr.Button("Draw with it", variant="primary", interactive=False, elem_id="library-use")
     strength.build(shared, selected)
     with gr.Accordion("Notes", open=False):
@@ -89,7 +89,7 @@ def _noting(shared: Shared) -> Callable[..., tuple[str, Any]]:
             return problem(LibraryError(f"{weight!r} is no number: write a weight such as 0.7.")), gr.skip()
         except DiffloraError as error:
             return problem(error), gr.skip()
-        return '<div class="status">saved</div>', another()
+        return notice("saved"), another()
 
     return on_save
 

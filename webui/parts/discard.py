@@ -11,7 +11,7 @@ import gradio as gr
 from gradio.components import Component
 
 from difflora import DiffloraError
-from webui.following import QUIET, problem
+from webui.following import QUIET, notice, problem
 from webui.shared import Shared
 from webui.shelf import another, out_of_trash, to_trash
 
@@ -39,7 +39,7 @@ def _trashing(shared: Shared) -> Callable[[str], list[Any]]:
             return [problem(error), *[gr.skip()] * 4]
         text = f"<b>{html.escape(entry.name)}</b> is in the trash, with its notes and its picture."
         undo = gr.update(visible=True, value=f"Undo: put {entry.path.stem} back")
-        return [f'<div class="status">{text}</div>', "", (entry.name, place), undo, another()]
+        return [notice(text), "", (entry.name, place), undo, another()]
 
     return on_trash
 

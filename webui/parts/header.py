@@ -9,7 +9,7 @@ import gradio as gr
 
 from difflora import DiffloraError
 from webui.bases import choices
-from webui.following import QUIET
+from webui.following import QUIET, notice
 from webui.shared import Shared
 
 EVERY = 4.0  # seconds between two looks at the device
@@ -23,8 +23,7 @@ def build(shared: Shared, page: gr.Blocks) -> gr.Dropdown:
         base = gr.Dropdown(
             choices(shared.settings),
             value=begin,
-            label="Base model",
-            info="One of the list, or any folder, .safetensors file or Hub id.",
+            label="Base model: one of the list, or type a folder, a .safetensors file or a Hub id",
             allow_custom_value=True,
             filterable=True,
             elem_id="base",
@@ -32,7 +31,7 @@ def build(shared: Shared, page: gr.Blocks) -> gr.Dropdown:
         )
         with gr.Column(scale=5, min_width=240):
             facts = gr.HTML(facts_of(shared, begin), elem_id="base-facts")
-            device = gr.HTML('<div class="status">…</div>', elem_id="device")
+            device = gr.HTML(notice("…"), elem_id="device")
     base.change(lambda name: facts_of(shared, name or ""), base, facts, **QUIET)
     for event in (page.load, gr.Timer(EVERY).tick):
         event(lambda: device_of(shared), None, device, queue=False, **QUIET)
@@ -45,11 +44,9 @@ def facts_of(shared: Shared, base: str) -> str:
     try:
         facts = shared.outline(base).facts
     except DiffloraError as error:
-        return f'<div class="status error">{html.escape(str(error))}</div>'
-    return (
-        f'<div class="status">{html.escape(facts.name)}: {html.escape(facts.variant)}, '
-        f"{facts.resolution} px, {html.escape(facts.prediction_type)}</div>"
-    )
+        return notice(html.escape(str(error)), is_error=True)
+    text = f"{facts.name}: {facts.variant}, {facts.resolution} px, {facts.prediction_type}"
+    return notice(html.escape(text))
 
 
 def device_of(shared: Shared) -> str:
@@ -57,8 +54,8 @@ def device_of(shared: Shared) -> str:
     try:
         state = json.loads(shared.settings.state.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return '<div class="status">the worker is starting</div>'
+        return notice("the worker is starting")
     used, total = (f"{state[name] / 2**30:.1f}" for name in ("used", "total"))
     memory = f" · {used} of {total} GiB" if state["total"] else ""
-    loaded = f" · {html.escape(state['loaded'])} loaded" if state["loaded"] else ""
-    return f'<div class="status">{html.escape(state["device"])}{memory}{loaded}</div>'
+    loaded = f" · {state['loaded']} loaded" if state["loaded"] else ""
+    return notice(html.escape(f"{state['device']}{memory}{loaded}"))

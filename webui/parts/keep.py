@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from difflora import DiffloraError
 from difflora.errors import ConfigError
 from webui.bases import choices
-from webui.following import FOLLOWING, QUIET, View, problem, views
+from webui.following import FOLLOWING, QUIET, View, kept, notice, problem, views
 from webui.parts import mix as mixes
 from webui.parts.mix import Mix
 from webui.shared import Shared
@@ -35,10 +35,10 @@ def build(shared: Shared, base: gr.Dropdown, mix: Mix) -> None:
         with gr.Row():
             save = gr.Button("Save as one adapter", variant="primary", elem_id="keep")
             bake = gr.Button("Bake into a copy of the base", elem_id="bake")
-        kept = gr.HTML(elem_id="kept")
+        result = gr.HTML(elem_id="kept")
     meet.click(_meeting(shared), [base, *mix.inputs], [report, heat], **FOLLOWING)
-    save.click(_saving(shared), [base, name, rank, dtype, *mix.inputs], kept, **FOLLOWING)
-    bake.click(_baking(shared), [base, name, *mix.inputs], kept, **FOLLOWING).then(
+    save.click(_saving(shared), [base, name, rank, dtype, *mix.inputs], result, **FOLLOWING)
+    bake.click(_baking(shared), [base, name, *mix.inputs], result, **FOLLOWING).then(
         lambda: gr.update(choices=choices(shared.settings)), None, base, **QUIET
     )
 
@@ -107,16 +107,9 @@ def _met(result: str) -> str:
     worst = "".join(
         f"<li>{html.escape(one['module'])}: {one['clash']:+.2f}</li>" for one in facts["worst"][:5]
     )
-    return f'<div class="status"><ul>{"".join(lines)}</ul>Where they clash most:<ul>{worst}</ul></div>'
+    return notice(f"<ul>{''.join(lines)}</ul>Where they clash most:<ul>{worst}</ul>")
 
 
 def _kept(found: View) -> str:
     """What became of a mix that was to be kept, as HTML."""
-    if found.job.state != "done":
-        return found.status
-    facts = json.loads(found.job.result)
-    what = facts.get("adapter") or facts.get("base")
-    lost = f"{facts['error']:.2%} of ΔW lost" if facts["error"] else "exact"
-    rounding = facts.get("rounding")
-    rounded = f", factors rounded by {rounding:.1e} at most" if rounding else ""
-    return f'<div class="status">kept as <b>{html.escape(str(what))}</b>: {lost}{rounded}</div>'
+    return kept(json.loads(found.job.result)) if found.job.state == "done" else found.status

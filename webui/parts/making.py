@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +10,7 @@ import gradio as gr
 from pydantic import BaseModel, ValidationError
 
 from difflora import DiffloraError
-from webui.following import FOLLOWING, problem, views
+from webui.following import FOLLOWING, kept, problem, views
 from webui.shared import Shared
 from webui.shelf import another
 from webui.work.arithmetic import Converting, Resizing
@@ -51,9 +50,7 @@ def _making(
                 yield seen.status, gr.skip()
                 continue
             facts = json.loads(seen.job.result)
-            lost = f", {facts['error']:.2%} of ΔW lost" if facts["error"] else ""
-            kept = f"kept as <b>{html.escape(facts['adapter'])}</b>{lost}"
             shared.library.refresh()
-            yield f'<div class="status">{kept}</div>', another()
+            yield kept(facts), another()
     except (DiffloraError, ValidationError) as error:
         yield problem(error), gr.skip()

@@ -13,7 +13,7 @@ import gradio as gr
 import pandas as pd
 
 from difflora import DiffloraError, LibraryEntry, profile
-from webui.following import QUIET, problem
+from webui.following import QUIET, notice, problem
 from webui.shared import Shared
 
 TERMS = 128  # of a spectrum that are drawn
@@ -75,7 +75,7 @@ def build(shared: Shared, selected: gr.State) -> None:
 
 def _waiting(name: str) -> list[Any]:
     off = gr.update(visible=False)
-    return ['<div class="status">measuring …</div>' if name else "", off, off]
+    return [notice("measuring …") if name else "", off, off]
 
 
 def _measuring(shared: Shared) -> Callable[[str], Measured]:
@@ -131,4 +131,4 @@ def _told(entry: LibraryEntry, found: Any) -> str:
         lines.append(f"{len(found.unknown)} modules change by an amount that depends on the base")
     if entry.facts.words:
         lines.append(f"adds the words {', '.join(entry.facts.words)}")
-    return f'<div class="status">{"<br>".join(html.escape(line) for line in lines)}</div>'
+    return notice("<br>".join(html.escape(line) for line in lines))

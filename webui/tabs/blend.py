@@ -99,7 +99,7 @@ def _results(cancel: gr.Button) -> Results:
     cells = gr.Gallery(
         label="Click a cell to take its weights",
         columns=5,
-        height=560,
+        height="auto",
         object_fit="contain",
         interactive=False,
         allow_preview=False,

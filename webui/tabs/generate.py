@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from difflora import SAMPLERS, DiffloraError, Request, read_recipe, token_count
-from webui.following import FOLLOWING, QUIET, View, live, problem, view, views
+from webui.following import FOLLOWING, QUIET, View, live, notice, problem, view, views
 from webui.forms import Form, form
 from webui.parts import mix as mixes
 from webui.parts.mix import Mix
@@ -24,7 +24,9 @@ from webui.shared import Shared
 from webui.tabs.tab import Page, Tab
 from webui.work.draw import Draw
 
-NUMBERS = ("guidance", "guidance_rescale", "width", "height", "clip_skip", "batch")
+SIZE = ("width", "height")
+PAIRS = (("guidance", "guidance_rescale"), ("clip_skip", "batch"))
+NUMBERS = (*SIZE, *PAIRS[0], *PAIRS[1])
 HISTORY = 60  # pictures
 KIND = "generate"
 
@@ -152,9 +154,12 @@ def _settings(prompt: Component, negative: Component) -> Inputs:
             seed = gr.Textbox(label="Seed", placeholder="a new one each time", elem_id="seed", scale=3)
             dice = gr.Button("🎲", min_width=40, scale=0, elem_id="dice")
             again = gr.Button("♻", min_width=40, scale=0, elem_id="recycle")
-            swap = gr.Button("⇅ size", min_width=70, scale=0)
-        with gr.Row():
-            numbers = form(Request, NUMBERS, blank=_default)
+        with gr.Row(equal_height=True, elem_classes="even"):
+            numbers = form(Request, SIZE, blank=_default)
+            swap = gr.Button("⇄", min_width=40, scale=0, elem_id="swap")
+        for names in PAIRS:
+            with gr.Row(elem_classes="even"):
+                numbers |= form(Request, names, blank=_default)
         compare = gr.Checkbox(False, label="Also draw with the adapters off, to compare", elem_id="compare")
     dice.click(lambda: "", None, seed, api_visibility="private")
     sizes = [numbers["width"], numbers["height"]]
@@ -323,11 +328,9 @@ def _restored(shared: Shared, path: Path | None, base: str, *, names: Sequence[s
             notes.append(str(error))
     request = found.request
     numbers = ["" if (value := getattr(request, name)) is None else f"{value:g}" for name in names]
-    told = (
-        problem(DiffloraError("; ".join(notes))) if notes else '<div class="status">settings restored</div>'
-    )
+    result = problem(DiffloraError("; ".join(notes))) if notes else notice("settings restored")
     fields = [request.prompt, request.negative, request.sampler, request.steps, str(request.seed), 1, False]
-    return [told, *fields, *numbers, *mixes.shown(known, rows)]
+    return [result, *fields, *numbers, *mixes.shown(known, rows)]
 
 
 def _seed_of(path: str | None) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from difflora import LibraryEntry
-from webui.following import QUIET
+from webui.following import QUIET, notice
 from webui.parts import details
 from webui.shared import Shared
 from webui.shelf import ANY, PAGE, SORTS, Query, cover, found
@@ -96,7 +96,7 @@ def _page(shared: Shared, query: Query) -> list[Any]:
     kinds = sorted({kind for entry in everything for kind in entry.kinds})
     return [
         gr.update(value=[(cover(shared, entry), _label(entry)) for entry in shown], selected_index=None),
-        f'<div class="status">{text}</div>',
+        notice(text),
         number,
         [entry.name for entry in shown],
         gr.update(choices=[ANY, *families], value=query.family),

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from difflora import PRESETS, DiffloraError, Survey, TrainConfig, configure, survey
-from webui.following import FOLLOWING, View, problem, views
+from webui.following import FOLLOWING, View, notice, problem, views
 from webui.forms import Form, form
 from webui.jobs import Job
 from webui.shared import Shared
@@ -119,9 +119,9 @@ def _inputs(data: Component) -> Inputs:
     name = gr.Textbox(
         "my-style", label="Name of the adapter", info="The same name resumes.", elem_id="train-name"
     )
-    with gr.Row(elem_id="train-options"):
+    with gr.Row(elem_id="train-options", elem_classes="even"):
         options = form(TrainConfig, MAIN, blank=_by_the_preset)
-    with gr.Accordion("Advanced", open=False), gr.Row():
+    with gr.Accordion("Advanced", open=False), gr.Row(elem_classes="even"):
         options = {**options, **form(TrainConfig, ADVANCED, blank=_by_the_preset)}
     overwrite = gr.Checkbox(
         False, label="Train again if it is finished", info="Replaces the adapter of that name."
@@ -162,6 +162,7 @@ def _surveyed(shared: Shared, page: Page, inputs: Inputs, upload: gr.UploadButto
         interactive=True,
         visible=False,
         wrap=True,
+        column_widths=["25%", "75%"],
         max_height=260,
         label="Captions: change one, then save",
         elem_id="captions",
@@ -225,7 +226,7 @@ def _save_captions(folder: Path, captions: Mapping[str, str]) -> str:
         ):
             write_caption(path, str(caption))
             changed += 1
-    return f'<div class="status">{changed} captions written</div>'
+    return notice(f"{changed} captions written")
 
 
 def _told(found: Survey) -> str:
@@ -242,9 +243,8 @@ def _told(found: Survey) -> str:
         )
     if found.ignored:
         lines.append(f"{len(found.ignored)} other files are not used.")
-    told = "".join(f"<div>{line}</div>" for line in lines)
-    wrong = f'<div class="status error">{html.escape(found.refusal)}</div>' if found.refusal else ""
-    return f'<div class="status">{told}</div>{wrong}'
+    wrong = notice(html.escape(found.refusal), is_error=True) if found.refusal else ""
+    return notice("".join(f"<div>{line}</div>" for line in lines)) + wrong
 
 
 def _thumbnails(shared: Shared, found: Survey) -> list[tuple[str, str]]:
