@@ -65,6 +65,16 @@ def sheet_of(rows: Sequence[MixRow], across: str | None, columns: str, down: str
     return Sheet(across, steps_of(columns), down, steps_of(steps) if down else (0.0,), active)
 
 
+def sheet_drawn(drawn: Contact) -> Sheet | None:
+    """The sheet that a job draws; None if its axes are something else than weights of its mix."""
+    names = {row.name for row in drawn.mix}
+    if any(axis.name != "weight" or axis.adapter not in names for axis in drawn.axes):
+        return None
+    axes = [(str(axis.adapter), tuple(float(value or 0.0) for value in axis.values)) for axis in drawn.axes]
+    (across, columns), (down, rows) = [*axes, ("", (0.0,))][:2]
+    return Sheet(across, columns, down, rows, drawn.mix)
+
+
 def contact_of(base: str, sheet: Sheet, prompt: str, *, seed: str, steps: int, guidance: str) -> Contact:
     """The job that draws a sheet. Raises ConfigError naming fields that cannot be used."""
     given = {"seed": seed or 0, **({"guidance": guidance} if guidance else {})}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import gradio as gr
 
 from webui.jobs import Job
 from webui.shared import Shared
@@ -37,6 +39,20 @@ def views(shared: Shared, job: Job) -> Iterator[View]:
     """The job's view whenever something about it changes, until it is over."""
     for now in shared.jobs.follow(job):
         yield view(shared, now)
+
+
+def returning(
+    shared: Shared, kind: str, shown: Callable[[View], list[Any]], *, outputs: int
+) -> Callable[[gr.Request], Iterator[list[Any]]]:
+    """What shows a page that is opened its visitor's newest job of a kind, as `shown` makes updates of it for
+    so many outputs."""
+
+    def on_load(request: gr.Request) -> Iterator[list[Any]]:
+        yield [gr.skip()] * outputs  # what yields nothing empties its outputs
+        for job in shared.jobs.of(shared.owner(request), kind=kind, limit=1):
+            yield from map(shown, views(shared, job))
+
+    return on_load
 
 
 def view(shared: Shared, job: Job) -> View:

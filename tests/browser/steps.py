@@ -1,15 +1,13 @@
 """What a user does with a page, and what a test waits for."""
 
-import os
 import re
 from typing import Any
 
 from playwright.sync_api import TimeoutError
 
-from tests.webui.serving import ROOT, Site
+from tests.webui.serving import Site
 
 LONG = 60_000  # milliseconds, on a busy machine
-SHOTS = ROOT / "docs" / "screenshots"
 OVER = "done in|Error|cancelled|stopped|kept as"
 
 
@@ -83,11 +81,3 @@ def draw(page: Any, prompt: str, count: int = 4) -> str:
     before = shown(page, "#status")
     page.locator("#prompt textarea").press("Control+Enter")
     return ended(page, before=before)
-
-
-def shot(page: Any, name: str, *, whole: bool = True) -> None:
-    """A screenshot for the documentation, where they are asked for."""
-    if os.environ.get("DIFFLORA_SCREENSHOTS"):
-        SHOTS.mkdir(parents=True, exist_ok=True)
-        page.wait_for_timeout(800)
-        page.screenshot(path=SHOTS / f"{name}.png", full_page=whole)

@@ -11,7 +11,7 @@ from difflora.errors import ConfigError, RecipeError
 from difflora.kinds import LoRA
 from webui.app import Flags, _settings
 from webui.bases import choices
-from webui.blending import steps_of
+from webui.blending import contact_of, sheet_drawn, sheet_of, steps_of
 from webui.parts import mix as mixes
 from webui.parts.header import device_of, facts_of
 from webui.restore import restored
@@ -20,6 +20,7 @@ from webui.shared import Shared
 from webui.shelf import Query, found, to_trash
 from webui.tabs import TABS
 from webui.tabs.generate import NUMBERS, wanted
+from webui.work.contact import Contact, SheetAxis
 from webui.work.desk import MixRow
 
 QUERY = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q"
@@ -125,6 +126,22 @@ def test_weights_of_an_axis(text: str, steps: tuple[float, ...]) -> None:
 def test_an_axis_that_cannot_be_drawn_says_what_is_expected(text: str) -> None:
     with pytest.raises(ConfigError, match=r"0, 0\.5, 1"):
         steps_of(text)
+
+
+@pytest.mark.parametrize("names", [("loud",), ("loud", "louder"), ("loud", "louder", "loudest")])
+def test_a_sheet_comes_back_from_its_job_with_the_weights_of_its_cells(names: tuple[str, ...]) -> None:
+    sheet = sheet_of([MixRow(name=name, unet=0.3) for name in names], "loud", "0, 0.5, 1", None, "0, 2")
+    job = contact_of("base", sheet, "a ring", seed="3", steps=4, guidance="")
+    again = sheet_drawn(Contact.model_validate_json(job.model_dump_json()))
+    assert again == sheet and again.weights(1)[0] == MixRow(name="loud", unet=0.5)
+    if len(names) > 1:
+        assert again.weights(5)[:2] == (MixRow(name="loud", unet=1.0), MixRow(name="louder", unet=2.0))
+        assert {row.unet for row in again.weights(5)[2:]} <= {0.3}
+
+
+def test_a_sheet_over_something_else_than_weights_has_no_cells_to_take() -> None:
+    seeds = SheetAxis(name="seed", values=(1, 2))
+    assert sheet_drawn(Contact(base="base", request=Request(prompt="a ring"), mix=(), axes=(seeds,))) is None
 
 
 def test_settings_come_back_from_a_picture(shared: Shared, shapes_model: Model, tmp_path: Path) -> None:

@@ -1,6 +1,10 @@
 // Ctrl/Cmd+Enter draws, Esc cancels, Ctrl/Cmd+Up and Down change the weight under the cursor.
 (() => {
-  const press = (id) => document.querySelector(`#${id}:not([disabled]), #${id} button:not([disabled])`)?.click();
+  // The first of the buttons that is on show: the tabs that draw have one each.
+  function press(...ids) {
+    const buttons = ids.flatMap((id) => [...document.querySelectorAll(`#${id}, #${id} button`)]);
+    buttons.find((one) => one.matches("button:not([disabled])") && one.checkVisibility())?.click();
+  }
   const STEP = 0.05;
 
   // The `<lora:name:0.8>` or `(words:1.1)` around the cursor: where its number stands, and what it is.
@@ -41,9 +45,9 @@
       event.preventDefault();
       // Gradio takes over what was typed when a box is left.
       document.activeElement?.dispatchEvent(new Event("input", { bubbles: true }));
-      press("generate");
+      press("generate", "blend");
     } else if (event.key === "Escape") {
-      press("cancel");
+      press("cancel", "blend-cancel");
     } else if (command && (event.key === "ArrowUp" || event.key === "ArrowDown")) {
       const box = document.activeElement;
       if (!box?.matches?.("#prompt textarea, #negative textarea")) return;

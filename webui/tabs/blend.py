@@ -11,15 +11,14 @@ from gradio.components import Component
 from pydantic import ValidationError
 
 from difflora import DiffloraError
-from webui.blending import START, Sheet, contact_of, sheet_of
-from webui.following import FOLLOWING, View, live, problem, views
+from webui.blending import START, Sheet, contact_of, sheet_drawn, sheet_of
+from webui.following import FOLLOWING, View, live, problem, returning, views
 from webui.parts import keep
 from webui.parts import mix as mixes
 from webui.parts.mix import Known, Mix
 from webui.shared import Shared
-from webui.tabs.tab import Page, Tab
-from webui.work.contact import SHEET
-from webui.work.desk import MixRow
+from webui.tabs.tab import Page, Tab, reveal
+from webui.work.contact import SHEET, Contact
 
 KIND = "grid"
 
@@ -72,7 +71,7 @@ def _build(shared: Shared, page: Page) -> None:
             inputs = _inputs(prompt)
             with gr.Row():
                 draw = gr.Button("Draw the sheet", variant="primary", elem_id="blend", scale=3)
-                cancel = gr.Button("Cancel", interactive=False, scale=1)
+                cancel = gr.Button("Cancel", interactive=False, scale=1, elem_id="blend-cancel")
         with gr.Column(scale=6, min_width=320):
             results = _results(cancel)
             keep.build(shared, page.base, mix)
@@ -124,36 +123,54 @@ def _connect(shared: Shared, page: Page, inputs: Inputs, mix: Mix, results: Resu
         except (DiffloraError, ValidationError) as error:
             yield [gr.skip(), gr.skip(), problem(error), *[gr.skip()] * 5]
             return
-        for found in views(shared, job):
-            yield _shown(found, sheet)
+        yield from map(_shown, views(shared, job))
 
-    def on_cell(found: Sheet | None, known: Sequence[Known], event: gr.SelectData) -> list[Any]:
+    def on_cell(found: Sheet | None, known: Sequence[Known], base: str, event: gr.SelectData) -> list[Any]:
         if found is None:
-            return [gr.skip()] * len(mix.outputs)
-        chosen = {row.name: row for row in found.weights(int(event.index))}
-        kept = [one for one in known if one.name in chosen]
-        return mixes.shown(kept, [chosen[one.name] for one in kept])
+            return [gr.skip()] * (1 + len(mix.outputs))
+        there = {one.name: one for one in known}
+        rows = found.weights(int(event.index))
+        try:
+            chosen = [there.get(row.name) or mixes.known_of(shared, row.name, base) for row in rows]
+        except DiffloraError as error:  # the sheet is older than the base or the library
+            return [problem(error), *[gr.skip()] * len(mix.outputs)]
+        return ["", *mixes.shown(chosen, rows)]
 
+    draw.click(None, js=reveal("#blend-status"))
     draw.click(on_draw, [page.base, *inputs.all, *mix.inputs], results.outputs, **FOLLOWING)
     results.cancel.click(shared.stop, results.current, None, api_visibility="private", queue=False)
-    results.cells.select(on_cell, [results.sheet, mix.known], mix.outputs, api_visibility="private")
+    cell = [results.sheet, mix.known, page.base]
+    results.cells.select(on_cell, cell, [mix.message, *mix.outputs], api_visibility="private")
+    again = returning(shared, KIND, _shown, outputs=len(results.outputs))
+    page.blocks.load(again, None, results.outputs, **FOLLOWING)
 
 
-def _shown(found: View, sheet: Sheet) -> list[Any]:
-    """Updates after the sheet's job has changed."""
+def _shown(found: View) -> list[Any]:
+    """Updates for `Results.outputs` after the sheet's job has changed; none for a sheet over something else,
+    which only a script can ask for."""
     job = found.job
+    sheet = sheet_drawn(Contact.model_validate_json(job.request))
+    if sheet is None:
+        return [gr.skip()] * 8
     running = gr.update(interactive=not job.is_over)
     if job.state != "done":
         return [job.number, sheet, found.status, live(found), gr.skip(), gr.skip(), gr.skip(), running]
     whole = next(file for file in found.pictures if file.endswith(SHEET))
     cells = [file for file in found.pictures if file != whole]
-    captions = [_caption(sheet.weights(number)) for number in range(len(cells))]
-    pictures = gr.update(value=list(zip(cells, captions, strict=True)), columns=len(sheet.columns))
+    captions = [_caption(sheet, number) for number in range(len(cells))]
+    axes = " · ".join(name for name in (sheet.across, sheet.down) if name)
+    pictures = gr.update(
+        value=list(zip(cells, captions, strict=True)),
+        columns=len(sheet.columns),
+        label=f"{axes}: click a cell to take its weights",
+    )
     return [job.number, sheet, found.status, "", pictures, gr.update(visible=True), whole, running]
 
 
-def _caption(rows: Sequence[MixRow]) -> str:
-    return " + ".join(f"{row.unet:g} {row.name}" for row in rows)
+def _caption(sheet: Sheet, cell: int) -> str:
+    """The weights of a cell along its axes."""
+    weights = {row.name: row.unet for row in sheet.weights(cell)}
+    return " · ".join(f"{weights[name]:.3g}" for name in (sheet.across, sheet.down) if name)
 
 
 def _connect_axes(mix: Mix, across: Component, down: Component) -> None:

@@ -15,13 +15,13 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from difflora import SAMPLERS, DiffloraError, Request, read_recipe, token_count
-from webui.following import FOLLOWING, QUIET, View, live, notice, problem, view, views
+from webui.following import FOLLOWING, QUIET, View, live, notice, problem, returning, view, views
 from webui.forms import Form, form
 from webui.parts import mix as mixes
 from webui.parts.mix import Mix
 from webui.restore import restored
 from webui.shared import Shared
-from webui.tabs.tab import Page, Tab
+from webui.tabs.tab import Page, Tab, reveal
 from webui.work.draw import Draw
 
 SIZE = ("width", "height")
@@ -266,20 +266,15 @@ def _connect_drawing(
         except (DiffloraError, ValidationError) as error:
             yield refused(error)
             return
-        for found in views(shared, job):
-            yield shown(found)
-
-    def on_load(request: gr.Request) -> Iterator[list[Any]]:
-        yield [gr.skip()] * len(results.outputs)  # what yields nothing empties its outputs
-        for job in shared.jobs.of(shared.owner(request), kind=KIND, limit=1):
-            for found in views(shared, job):
-                yield shown(found)
+        yield from map(shown, views(shared, job))
 
     past = _history(shared), None, [results.history, results.earlier]
     asked = [page.base, *inputs.all, *mix.inputs]
+    button.click(None, js=reveal("#status"))
     button.click(on_draw, asked, results.outputs, **FOLLOWING).then(*past, **QUIET)
     results.cancel.click(shared.stop, results.current, None, api_visibility="private", queue=False)
-    page.blocks.load(on_load, None, results.outputs, **FOLLOWING)
+    again = returning(shared, KIND, shown, outputs=len(results.outputs))
+    page.blocks.load(again, None, results.outputs, **FOLLOWING)
     page.blocks.load(*past, **QUIET)
 
 

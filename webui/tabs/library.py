@@ -12,12 +12,7 @@ from webui.following import QUIET, notice
 from webui.parts import details
 from webui.shared import Shared
 from webui.shelf import ANY, PAGE, SORTS, Query, cover, found
-from webui.tabs.tab import Page, Tab
-
-# On a phone the details lie below the cards.
-_TO_DETAILS = """() => {
-  if (window.innerWidth < 768) document.querySelector("#details").scrollIntoView({ behavior: "smooth" });
-}"""
+from webui.tabs.tab import Page, Tab, reveal
 
 
 def _build(shared: Shared, page: Page) -> None:
@@ -70,7 +65,7 @@ def _build(shared: Shared, page: Page) -> None:
     refresh.click(again, filters, outputs, api_visibility="private")
     for button, turned in ((back, before), (forth, after)):
         button.click(turned, [*filters, number], outputs, api_visibility="private")
-    cards.select(None, js=_TO_DETAILS)
+    cards.select(None, js=reveal("#details"))
     cards.select(_chosen, names, shown.selected, **QUIET)
     shown.changed.change(look, [*filters, number], outputs, **QUIET)
     page.blocks.load(again, filters, outputs, **QUIET)

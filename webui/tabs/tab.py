@@ -28,3 +28,9 @@ class Tab:
 
     title: str
     build: Callable[[Shared, Page], None]
+
+
+def reveal(selector: str) -> str:
+    """JavaScript that scrolls to an element on a phone, where results lie below what asks for them."""
+    show = f'document.querySelector("{selector}").scrollIntoView({{ behavior: "smooth" }})'
+    return f"() => {{ if (window.innerWidth < 768) {show}; }}"

@@ -7,6 +7,7 @@ import html
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from difflora import PRESETS, DiffloraError, Survey, TrainConfig, configure, survey
-from webui.following import FOLLOWING, View, notice, problem, views
+from webui.following import FOLLOWING, View, notice, problem, returning, views
 from webui.forms import Form, form
 from webui.jobs import Job
 from webui.shared import Shared
-from webui.tabs.tab import Page, Tab
+from webui.tabs.tab import Page, Tab, reveal
 from webui.uploads import PICTURES, taken, write_caption
 from webui.work.training import COURSE, Training, step_of
 
@@ -298,6 +299,7 @@ def _course(shared: Shared, job: Job) -> dict[str, Any]:
 
 def _connect(shared: Shared, page: Page, inputs: Inputs, results: Results, start: gr.Button) -> None:
     names = list(inputs.options)
+    show = partial(shown, shared)
 
     def on_start(request: gr.Request, base: str, *values: Any) -> Iterator[list[Any]]:
         try:
@@ -306,24 +308,19 @@ def _connect(shared: Shared, page: Page, inputs: Inputs, results: Results, start
         except (DiffloraError, ValidationError) as error:
             yield [gr.skip(), problem(error), *[gr.skip()] * 4]
             return
-        for found in views(shared, job):
-            yield shown(shared, found)
-
-    def on_load(request: gr.Request) -> Iterator[list[Any]]:
-        yield [gr.skip()] * len(results.outputs)  # what yields nothing empties its outputs
-        for job in shared.jobs.of(shared.owner(request), kind=KIND, limit=1):
-            for found in views(shared, job):
-                yield shown(shared, found)
+        yield from map(show, views(shared, job))
 
     def on_use(request: gr.Request, number: int | None) -> tuple[Any, Any]:
         job = shared.jobs.get(number or 0, shared.owner(request))
         shared.library.refresh()
         return json.loads(job.result)["adapter"], gr.update(selected="generate")
 
+    start.click(None, js=reveal("#train-status"))
     start.click(on_start, [page.base, *inputs.all], results.outputs, **FOLLOWING)
     results.stop.click(shared.stop, results.current, None, api_visibility="private", queue=False)
     results.use.click(on_use, results.current, [page.pick, page.tabs], api_visibility="private")
-    page.blocks.load(on_load, None, results.outputs, **FOLLOWING)
+    again = returning(shared, KIND, show, outputs=len(results.outputs))
+    page.blocks.load(again, None, results.outputs, **FOLLOWING)
 
 
 TRAIN = Tab("Train", _build)
