@@ -54,16 +54,18 @@ def page_sections(options: PageCost) -> list[Section]:
 _ABOUT = (
     "On the embedded base with one adapter of rank 2. Medians of interleaved runs, ± half the distance of "
     "the quartiles. Through the page a picture is drawn by the worker process, kept with its recipe, and "
-    "fetched by a client; that is held against Python, and a weight that was moved against one that was not."
+    "fetched over one connection, as a browser does; that is held against Python, and a weight that was "
+    "moved against one that was not."
 )
 
 
 def _drawn(options: PageCost) -> dict[str, Timing]:
+    import httpx
     from gradio_client import Client
 
     adapter = random_adapter("dots", 0)
-    with _folder(adapter) as output, serve(output) as site:
-        client = Client(site.url, verbose=False)
+    with _folder(adapter) as output, serve(output) as site, httpx.Client() as browser:
+        client = Client(site.url, verbose=False, download_files=False)
         settings = {"steps": options.steps, "seed": SEED, "batch": options.count}
         request = Request(prompt=PROMPT, **settings)
         model = load(SHAPES)
@@ -71,9 +73,13 @@ def _drawn(options: PageCost) -> dict[str, Timing]:
         stack = Stack([(adapter, 0.5)])
 
         def through(weight: Callable[[], float]) -> Callable[[], Any]:
-            return lambda: client.predict(
-                PROMPT, "", {"dots": weight()}, settings, options.count, api_name="/generate"
-            )
+            def draw() -> None:
+                mix = {"dots": weight()}
+                drawn = client.predict(PROMPT, "", mix, settings, options.count, api_name="/generate")
+                for file in drawn:
+                    browser.get(f"{site.url}gradio_api/file={file['path']}").raise_for_status()
+
+            return draw
 
         return interleaved(
             {

@@ -20,7 +20,7 @@ from difflora import DiffloraError
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
 MAX_WAITING = 64  # of one owner
-POLL = 0.05  # seconds between two looks at a job that is followed
+POLL = 0.02  # seconds between two looks at a job that is followed
 _FILE = "jobs.sqlite"
 _COLUMNS = (
     "number, owner, kind, request, state, done, total, note, files, result, error, created, started, ended"
@@ -233,7 +233,9 @@ class Jobs:
             return [_job(row) for row in database.execute(f"select {_COLUMNS} from jobs {where}", values)]
 
     def _open(self) -> sqlite3.Connection:
-        return sqlite3.connect(self.folder / _FILE, timeout=20)
+        database = sqlite3.connect(self.folder / _FILE, timeout=20)
+        database.execute("pragma synchronous = normal")  # with a write-ahead log only a power cut can undo
+        return database
 
 
 def _job(row: tuple) -> Job:

@@ -24,7 +24,7 @@ from webui.settings import Settings
 from webui.work import WORK, Desk, Work
 from webui.work.desk import Bases, Cancelled, Ended
 
-IDLE = 0.03  # seconds between two looks into an empty queue
+IDLE = 0.015  # seconds between two looks into an empty queue
 TELL = 3.0  # seconds between two words about the device
 PATIENCE = 15.0  # seconds that a worker has to end when it is asked to
 OUT_OF_MEMORY = (

@@ -160,20 +160,19 @@ class Desk:
 
     def _preview(self, image: Image.Image) -> None:
         buffer = io.BytesIO()
-        image.save(buffer, format="PNG", compress_level=1)
+        image.save(buffer, format="PNG")
         partial = self.folder / f".{PREVIEW}"
         partial.write_bytes(buffer.getvalue())
         os.replace(partial, self.folder / PREVIEW)
         self.files = (PREVIEW,)
 
 
-def _side_by_side(pictures: Sequence[Image.Image], *, edge: int = 384) -> Image.Image:
-    """The pictures in rows of four at most, enlarged so that the whole is about `edge` pixels wide."""
+def _side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """The pictures in rows of four at most, a pixel for each place of a latent: browsers enlarge them."""
     width, height = pictures[0].size
     columns = min(4, len(pictures))
     rows = -(-len(pictures) // columns)
     whole = Image.new("RGB", (columns * width, rows * height))
     for number, picture in enumerate(pictures):
         whole.paste(picture, (number % columns * width, number // columns * height))
-    factor = max(1, edge // whole.width)
-    return whole.resize((whole.width * factor, whole.height * factor), Image.Resampling.BICUBIC)
+    return whole
