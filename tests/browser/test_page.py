@@ -1,5 +1,6 @@
 """What people do in the page: train, draw, blend, keep, come back, and run into walls that say why."""
 
+import base64
 import re
 import time
 from pathlib import Path
@@ -14,6 +15,20 @@ from tests.webui.serving import ROOT, Site
 
 def newest(site: Site, name: str) -> Path:
     return max(site.output.glob(f"jobs/*/{name}"), key=lambda path: path.stat().st_mtime)
+
+
+def drop(page: Any, where: str, picture: Path) -> None:
+    """Drags a file out of a folder onto an element."""
+    transfer = page.evaluate_handle(
+        """([bytes, name]) => {
+            const transfer = new DataTransfer();
+            const data = Uint8Array.from(atob(bytes), (one) => one.charCodeAt(0));
+            transfer.items.add(new File([data], name, { type: "image/png" }));
+            return transfer;
+        }""",
+        [base64.b64encode(picture.read_bytes()).decode(), picture.name],
+    )
+    page.dispatch_event(where, "drop", {"dataTransfer": transfer})
 
 
 def test_a_prompt_becomes_a_picture_with_its_recipe(page: Any, site: Site) -> None:
@@ -110,9 +125,7 @@ def test_settings_come_back_from_a_picture(page: Any, site: Site) -> None:
     draw(page, "a pink diamond on a black background", 5)
     picture = newest(site, "00-*.png")
     opened(page, site)
-    with page.expect_file_chooser() as chooser:
-        page.locator("#restore").click()
-    chooser.value.set_files(str(picture))
+    drop(page, "#restore button", picture)
     expect(page.locator("#prompt textarea")).to_have_value(
         "a pink diamond on a black background", timeout=LONG
     )

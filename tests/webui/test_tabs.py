@@ -20,6 +20,8 @@ from webui.shared import Shared
 from webui.shelf import Query, found, to_trash
 from webui.tabs import TABS
 from webui.tabs.generate import NUMBERS, wanted
+from webui.tabs.train import MANY
+from webui.tabs.train import wanted as training_of
 from webui.work.contact import Contact, SheetAxis
 from webui.work.desk import MixRow
 
@@ -108,6 +110,18 @@ def test_the_form_makes_a_request_and_an_empty_seed_is_a_new_one(shared: Shared)
     assert first.request.seed != second.request.seed
     with pytest.raises(ConfigError, match="width"):
         wanted("base", [*fixed, "63", *[""] * 5], names=NUMBERS, mix=[[]])
+
+
+@pytest.mark.parametrize(
+    ("given", "every"),
+    [({"steps": "200"}, 50), ({"steps": "3"}, 1), ({"epochs": "2"}, MANY // 4), ({"preview_every": "7"}, 7)],
+)
+def test_a_training_is_previewed_four_times_unless_the_form_says_otherwise(
+    shared: Shared, given: dict[str, str], every: int
+) -> None:
+    values = ["folder", "style", "name", False, *given.values()]
+    asked = training_of(shared.settings.base_model, values, list(given))
+    assert asked.options["preview_every"] == every and "output" not in asked.options
 
 
 @pytest.mark.parametrize(

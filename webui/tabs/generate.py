@@ -73,7 +73,7 @@ class Results:
     history: gr.Gallery
     chosen: gr.State
     back: gr.Button
-    drop: gr.UploadButton
+    drop: gr.File
     cancel: gr.Button
 
     @property
@@ -187,11 +187,8 @@ def _results(cancel: gr.Button) -> Results:
     infotext = gr.Textbox(
         label="How it was made", interactive=False, lines=2, max_lines=8, elem_id="infotext", buttons=["copy"]
     )
-    with gr.Row(equal_height=True):
-        back = gr.Button("Send settings back to the form", size="sm", elem_id="send-back")
-        drop = gr.UploadButton(
-            "Restore settings from a PNG", file_types=[".png"], size="sm", elem_id="restore"
-        )
+    back = gr.Button("Send settings back to the form", size="sm", elem_id="send-back")
+    drop = gr.File(label="Settings out of a PNG", file_types=[".png"], height=130, elem_id="restore")
     compared = gr.Accordion("Without and with the adapters", open=True, visible=False)
     with compared:
         slider = gr.ImageSlider(label="off | on", interactive=False, elem_id="slider", type="filepath")
@@ -301,8 +298,10 @@ def _connect_pictures(shared: Shared, base: Component, inputs: Inputs, mix: Mix,
         gallery.select(on_select, files, [results.chosen, results.infotext], api_visibility="private")
     inputs.again.click(_seed_of, results.chosen, inputs.seed, api_visibility="private")
     outputs = [results.status, *inputs.all, *mix.outputs]
-    for event, source in ((results.back.click, results.chosen), (results.drop.upload, results.drop)):
-        event(on_restore, [source, base], outputs, api_visibility="private")
+    results.back.click(on_restore, [results.chosen, base], outputs, api_visibility="private")
+    results.drop.upload(on_restore, [results.drop, base], outputs, api_visibility="private").then(
+        lambda: None, None, results.drop, **QUIET
+    )
 
 
 def _restored(shared: Shared, path: Path | None, base: str, *, names: Sequence[str]) -> list[Any]:

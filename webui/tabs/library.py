@@ -100,8 +100,11 @@ def _page(shared: Shared, query: Query) -> list[Any]:
 
 
 def _label(entry: LibraryEntry) -> str:
+    """Three lines below a picture."""
     rank = f" {max(entry.ranks)}" if entry.ranks else ""
-    return f"{entry.name}\n{entry.family} · {', '.join(entry.kinds) or 'words'}{rank}"
+    kind = f"{entry.family} · {', '.join(entry.kinds) or 'words'}{rank} · {entry.size / 2**20:.1f} MiB"
+    digits = (entry.hashes.autov3 or entry.hashes.autov2 or entry.hashes.legacy)[:8]
+    return f"{entry.name}\n{kind}\n{' · '.join(part for part in (entry.trigger, digits) if part)}"
 
 
 LIBRARY = Tab("Library", _build)

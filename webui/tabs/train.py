@@ -35,6 +35,8 @@ ADVANCED = tuple(
     for name, field in TrainConfig.model_fields.items()
     if name not in (*MAIN, *OWN) and "tuple" not in str(field.annotation)
 )
+PREVIEWS = 4  # in all, where the form does not say
+MANY = 10**9
 THUMBNAIL = 192
 SHOWN_IMAGES = 200
 
@@ -78,7 +80,10 @@ def wanted(base: str, values: Sequence[Any], names: Sequence[str]) -> Training:
     options = {key: value for key, value in zip(names, rest, strict=True) if value not in (None, "")}
     fixed = {"preset": preset, "base_model": base, "data": data, "name": name, "overwrite": bool(overwrite)}
     config = configure({**fixed, **options, "output": "outputs"})
-    return Training(options=config.model_dump(mode="json", exclude={"output"}, exclude_unset=True))
+    given = config.model_dump(mode="json", exclude={"output"}, exclude_unset=True)
+    # Without a number of steps the only preview is that of the end.
+    previews = config.preview_every or max(1, (config.steps or MANY) // PREVIEWS)
+    return Training(options={**given, "preview_every": previews})
 
 
 def _build(shared: Shared, page: Page) -> None:
@@ -122,6 +127,8 @@ def _inputs(data: Component) -> Inputs:
     )
     with gr.Row(elem_id="train-options", elem_classes="even"):
         options = form(TrainConfig, MAIN, blank=_by_the_preset)
+        previews = options["preview_every"]
+        previews.placeholder, previews.info = f"{PREVIEWS} in all", "Optimizer steps between previews."
     with gr.Accordion("Advanced", open=False), gr.Row(elem_classes="even"):
         options = {**options, **form(TrainConfig, ADVANCED, blank=_by_the_preset)}
     overwrite = gr.Checkbox(
