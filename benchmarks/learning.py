@@ -5,13 +5,15 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from benchmarks.drawing import Drawing, judged_sheet
 from benchmarks.exam import COLOUR_HEADS, PLAIN, SHAPE_HEADS, Seen, held_out_scenes, said
 from benchmarks.painter import Drawn, Painter
 from benchmarks.report import Section, with_goal
 from benchmarks.subject import subject_section
-from benchmarks.unasked import Unasked, unasked, unasked_section
+from benchmarks.unasked import Unasked, unasked, unasked_row, unasked_section
 from difflora.adapter import Adapter
 from difflora.demo import GUIDANCE, LESSONS, Lesson
 from difflora.errors import AlreadyTrained
@@ -22,6 +24,7 @@ from difflora.training.loop import train
 from train_scripts.shapes.sample_data import styled_caption
 from train_scripts.shapes.world import Scene
 
+KEPT: Mapping[str, Any] = {"preservation": 0.3, "train_text_encoder": True, "text_learning_rate": 5e-4}
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SHEET_PROMPTS = 6
 
@@ -65,9 +68,18 @@ def lessons(folder: Path) -> tuple[Lesson, ...]:
     return (*LESSONS, *more)
 
 
-def learned(lesson: Lesson, data: Path, output: Path, *, steps: int | None, base: str) -> Adapter:
-    """The lesson's adapter, trained to `output` unless the same training has finished there before."""
-    options = lesson.options(data, output, steps=steps)
+def learned(
+    lesson: Lesson,
+    data: Path,
+    output: Path,
+    *,
+    steps: int | None,
+    base: str,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> Adapter:
+    """The lesson's adapter, trained to `output` unless the same training has finished there before; `more`
+    are options beside the lesson's own."""
+    options = {**lesson.options(data, output, steps=steps), **more}
     folder = output / _key(configure(options), base)
     try:
         for _ in train(configure({**options, "output": folder})):
@@ -123,6 +135,7 @@ def learning_sections(
         Section("Blending by weight", _ABOUT_BLEND, BLEND_COLUMNS, tuple(map(blend_row, styles))),
         *subjects,
         unasked_section(plain),
+        *([] if adapters else [kept_section(paint, options, data=data, output=output)]),
     ]
 
 
@@ -135,6 +148,35 @@ def _adapters(
             yield lesson, learned(lesson, data, output, steps=options.steps, base=base)
         elif (file := finished / f"{lesson.name}.safetensors").exists():
             yield lesson, read(file)
+
+
+KEPT_COLUMNS = (
+    "style",
+    "carries the style",
+    "shape right",
+    "without its words: judged plain",
+    "judged as the base's",
+    "drift",
+)
+_ABOUT_KEPT = (
+    "The demonstration's styles once more, with `preservation` and the text encoder trained: asked for as "
+    "above, and not asked for."
+)
+
+
+def kept_section(paint: Painter, options: Learning, *, data: Path, output: Path) -> Section:
+    """The demonstration's styles, trained to keep to the words that call them."""
+    rows = []
+    for lesson in (lesson for lesson in LESSONS if lesson.preset == "style"):
+        base = paint.model.facts.sha256
+        adapter = learned(lesson, data, output, steps=options.steps, base=base, more=KEPT)
+        scenes = style_scenes(options.prompts, taught_captions(data / lesson.folder, lesson.name))
+        asked = paint([styled_caption(scene.caption, lesson.name) for scene in scenes], adapter)
+        shape = asked.right([said(scene, lesson.name) for scene in scenes], SHAPE_HEADS)
+        _, plain, *_, same, drifted = unasked_row(unasked(paint, adapter, scenes))
+        rows.append((lesson.name, str(asked.carrying(lesson.name)), str(shape), plain, same, drifted))
+        print(f"{lesson.name}, kept to its words: judged", flush=True)
+    return Section("Styles that keep to their words", _ABOUT_KEPT, KEPT_COLUMNS, tuple(rows))
 
 
 STYLE_COLUMNS = (

@@ -68,8 +68,10 @@ class Examples:
             for sample, row in zip(samples, rows, strict=True)
         ]
         time_ids = [_time_ids(self.dataset.items[sample.item_index].size, batch.bucket) for sample in samples]
-        preserved = [place for place, row in enumerate(rows) if self._is_preserved(number, row)]
         captions = [self._caption(sample, epoch) for sample in samples]
+        preserved = [
+            place for place, row in enumerate(rows) if self._is_preserved(number, row, captions[place])
+        ]
         for place in preserved:
             captions[place] = _untriggered(captions[place], self.config)
         return Inputs(
@@ -127,9 +129,10 @@ class Examples:
         item = self.dataset.items[sample.item_index]
         return caption_for(item, self.config, seed=self.config.seed, epoch=epoch, sample=sample)
 
-    def _is_preserved(self, number: int, row: int) -> bool:
+    def _is_preserved(self, number: int, row: int, caption: str) -> bool:
+        """A share of the rows, and every row whose caption was dropped, for it has no trigger either."""
         share = self.config.preservation
-        return share > 0 and uniform(self.config.seed, "preservation", number, row) < share
+        return share > 0 and (not caption or uniform(self.config.seed, "preservation", number, row) < share)
 
     def condition(self, captions: Sequence[str]) -> TextConditioning:
         """The text conditions of captions, by the text encoders as they are now where those are trained."""

@@ -30,8 +30,8 @@ class LossOptions(BaseModel):
         ge=0,
         lt=1,
         description="Share of samples that keep the base as it is: their captions lose the trigger, and "
-        "their target is what the base itself predicts. Without it an adapter changes pictures that do not "
-        "name it, too.",
+        "their target is what the base itself predicts, as it then is for dropped captions. Without it an "
+        "adapter changes pictures that do not name it, too. It takes most where the text encoder is trained.",
     )
     preservation_class: str = Field(
         "",

@@ -49,6 +49,16 @@ def test_preserved_rows_are_a_share_of_all_and_the_same_on_every_run(small) -> N
             assert (row in inputs.preserved) == (without_trigger(caption, TRIGGER) == caption)
 
 
+def test_a_dropped_caption_has_no_trigger_and_keeps_the_base_too(small) -> None:
+    config = small(trigger=TRIGGER, preservation=0.01, caption_dropout=0.5)
+    with prepared(config, results_of(config)) as run:
+        found = [run.examples.load(number, range(2)) for number in range(20)]
+    dropped = [caption == "" for inputs in found for caption in inputs.captions]
+    kept = [row in inputs.preserved for inputs in found for row in range(2)]
+    assert 8 <= sum(dropped) <= 32 and all(keep for keep, drop in zip(kept, dropped, strict=True) if drop)
+    assert sum(kept) < len(kept)
+
+
 def test_without_the_option_nothing_is_preserved(small) -> None:
     config = small(trigger=TRIGGER)
     with prepared(config, results_of(config)) as run:
