@@ -26,7 +26,7 @@ def main(
     work: Annotated[Path, tyro.conf.arg(help="checkpoints, latents and preview sheets")] = ROOT / ".train",
     clip_steps: Annotated[int, tyro.conf.arg(help="whole length of the CLIP's training")] = 800,
     vae_steps: Annotated[int, tyro.conf.arg(help="whole length of the VAE's training")] = 1600,
-    unet_steps: Annotated[int, tyro.conf.arg(help="whole length of the UNet's training")] = 7500,
+    unet_steps: Annotated[int, tyro.conf.arg(help="whole length of the UNet's training")] = 12400,
     threads: Annotated[int, tyro.conf.arg(help="CPU threads; another count changes the last bits")] = 2,
 ) -> None:
     """Train CLIP, VAE and UNet from their seeds, then install; run it again after a stop."""
