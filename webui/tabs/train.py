@@ -128,6 +128,7 @@ def _inputs(data: Component) -> Inputs:
     with gr.Row(elem_id="train-options", elem_classes="even"):
         options = form(TrainConfig, MAIN, blank=_by_the_preset)
         previews = options["preview_every"]
+        assert isinstance(previews, gr.Textbox), "a number has a text box"
         previews.placeholder, previews.info = f"{PREVIEWS} in all", "Optimizer steps between previews."
     with gr.Accordion("Advanced", open=False), gr.Row(elem_classes="even"):
         options = {**options, **form(TrainConfig, ADVANCED, blank=_by_the_preset)}
@@ -151,7 +152,7 @@ def _results(stop: gr.Button) -> Results:
         columns=4,
         object_fit="contain",
         interactive=False,
-        height=300,
+        height="auto",
         visible=False,
     )
     use = gr.Button("Draw with it", variant="primary", visible=False, elem_id="use")
