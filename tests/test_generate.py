@@ -139,7 +139,7 @@ def test_image_i_uses_seed_plus_i(model: Model) -> None:
     alone = [generate(model, QUICK.model_copy(update={"seed": seed}))[0] for seed in (7, 8, 9)]
     assert len(together) == 3
     assert max(distance(a, b) for a, b in zip(together, alone, strict=True)) <= 1
-    assert min(distance(together[0], other) for other in together[1:]) > 20
+    assert min(distance(together[0], other) for other in together[1:]) > 2
 
 
 @pytest.mark.parametrize("name", ["Euler a", "DPM++ SDE", "DPM++ 2M SDE", "LCM", "DDIM"])

@@ -80,7 +80,7 @@ def test_a_change_of_weights_is_written_into_the_same_memory(model: Model) -> No
 
 @pytest.mark.parametrize(("outer", "inner"), [(3, FULL), (FULL, 3), (FULL, FULL)])
 def test_live_inside_live_adds_whatever_the_ranks(model: Model, outer: int, inner: int) -> None:
-    a, b = Stack([(adapter(model, 1, rank=outer), 0.1)]), Stack([(adapter(model, 2, rank=inner), 0.1)])
+    a, b = Stack([(adapter(model, 1, rank=outer), 0.3)]), Stack([(adapter(model, 2, rank=inner), 0.3)])
     base = output(model)
     with applied(model, Stack([*a, *b]), mode="merged"):
         wanted = output(model)
