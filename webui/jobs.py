@@ -21,6 +21,7 @@ State = Literal["waiting", "running", "done", "failed", "cancelled"]
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
 MAX_WAITING = 64  # of one owner
 POLL = 0.02  # seconds between two looks at a job that is followed
+SECOND = 1.0  # after which the seconds of a job that runs have changed
 _FILE = "jobs.sqlite"
 _COLUMNS = (
     "number, owner, kind, request, state, done, total, note, files, result, error, created, started, ended"
@@ -156,13 +157,14 @@ class Jobs:
         return self.get(number, owner)
 
     def follow(self, job: Job) -> Iterator[Job]:
-        """The job whenever something about it changes, until it is over."""
+        """The job whenever something about it changes, and every second while it runs, until it is over."""
         yield job
+        told = time.monotonic()
         while not job.is_over:
             time.sleep(POLL)
             now = self.get(job.number, job.owner)
-            if now != job:
-                job = now
+            if now != job or (now.state == "running" and time.monotonic() - told >= SECOND):
+                job, told = now, time.monotonic()
                 yield job
 
     # What follows is the worker's.

@@ -139,6 +139,8 @@ def test_two_adapters_are_blended_a_cell_gives_its_weights_and_the_mix_is_kept(p
     for name in ("dots", "glow"):
         pick(page, name, "blend-")
     expect(page.locator("#down input")).to_have_value("glow", timeout=LONG)
+    page.locator("#blend-words-0").click()
+    expect(page.locator("#blend-text textarea")).to_have_value("dots style", timeout=LONG)
     fill(page, "#blend-text", "a red ring on a yellow background")
     fill(page, "#columns", "0, 0.5, 1")
     fill(page, "#rows", "0, 1")
@@ -152,6 +154,8 @@ def test_two_adapters_are_blended_a_cell_gives_its_weights_and_the_mix_is_kept(p
     opened(page, site)  # the sheet is still there, though the mix has to come from one of its cells
     tab(page, "Blend")
     expect(cells).to_have_count(6, timeout=LONG)
+    expect(page.locator("#blend-text textarea")).to_have_value("a red ring on a yellow background")
+    expect(page.locator("#columns textarea, #columns input").first).to_have_value("0, 0.5, 1")
     cells.nth(4).click()
     weight = page.locator("#blend-weight-0 input[type=number]")
     expect(weight).to_have_value("0.5", timeout=LONG)
@@ -168,6 +172,8 @@ def test_two_adapters_are_blended_a_cell_gives_its_weights_and_the_mix_is_kept(p
     page.locator("#keep").click()
     assert "exact" in ended(page, "#kept")
     assert (site.output / "adapters" / "both.safetensors").exists()
+    tab(page, "Library")
+    expect(page.locator("#cards button", has_text="both").first).to_be_visible(timeout=LONG)
 
 
 def test_a_style_is_trained_found_in_the_library_and_drawn_with(page: Any, site: Site) -> None:
@@ -231,4 +237,9 @@ def test_it_can_be_used_on_a_phone(browser: Any, site: Site) -> None:
     wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert wide <= 1
     expect(page.locator("#generate")).to_be_visible()
+    expect(page.locator("#gallery img").first).to_be_visible(timeout=LONG)  # of the visitor's last job
+    page.wait_for_timeout(500)
+    assert page.evaluate("window.scrollY") == 0
+    title = page.locator("#header h2")
+    assert title.evaluate("title => title.scrollWidth <= title.parentElement.clientWidth + 1")
     context.close()

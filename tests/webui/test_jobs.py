@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,13 @@ def test_a_job_that_is_followed_is_seen_to_its_end(jobs: Jobs) -> None:
     last = seen[-1]
     assert (last.state, last.files, last.result) == ("done", ("00.png",), '{"a": 1}')
     assert last.is_over and last.seconds >= 0 and list(jobs.follow(last)) == [last]
+
+
+def test_the_seconds_of_a_job_that_says_nothing_go_on(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("webui.jobs.SECOND", 0.05)
+    jobs.submit("ann", "generate", "{}")
+    seen = [one.seconds for one in islice(jobs.follow(claimed(jobs)), 4)]
+    assert seen == sorted(set(seen)) and seen[-1] - seen[0] >= 0.1
 
 
 def test_what_a_process_before_has_queued_is_still_there(jobs: Jobs) -> None:

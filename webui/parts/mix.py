@@ -132,8 +132,11 @@ def preferred(library: Library, name: str) -> float:
     return 1.0 if weight is None else max(-2.0, min(2.0, weight))
 
 
-def build(shared: Shared, *, base: gr.Dropdown, prefix: str = "", pick: gr.Textbox | None = None) -> Mix:
-    """The widgets, with what adds, folds away and removes rows already on them.
+def build(
+    shared: Shared, *, base: gr.Dropdown, prompt: Component, prefix: str = "", pick: gr.Textbox | None = None
+) -> Mix:
+    """The widgets, with what adds, folds away and removes rows already on them, and puts trigger words into
+    `prompt`.
 
     `prefix` begins the ids of its elements. A name that is put into `pick` is added as if it had been chosen.
     """
@@ -176,6 +179,12 @@ def build(shared: Shared, *, base: gr.Dropdown, prefix: str = "", pick: gr.Textb
             return shown(*_without(values, place))
 
         row.remove.click(remove, mix.inputs, mix.outputs, api_visibility="private")
+
+        def insert(known: Sequence[Known], text: str, place: int = place) -> str:
+            words = known[place].words if place < len(known) else ""
+            return text if not words or words in text else f"{text}, {words}" if text else words
+
+        row.words.click(insert, [mix.known, prompt], prompt, api_visibility="private")
     return mix
 
 
@@ -214,9 +223,14 @@ def names(shared: Shared) -> list[str]:
     return list(shared.library.entries)
 
 
+def choices(shared: Shared) -> gr.Dropdown:
+    """Update for the picker of a mix after adapters have come or gone."""
+    return gr.Dropdown(choices=names(shared))
+
+
 def _listed(shared: Shared) -> gr.Dropdown:
     shared.library.refresh()
-    return gr.Dropdown(choices=names(shared))
+    return choices(shared)
 
 
 def _without(values: Sequence[Any], place: int) -> tuple[list[Known], list[MixRow]]:

@@ -11,8 +11,9 @@ from gradio.components import Component
 from pydantic import ValidationError
 
 from difflora import DiffloraError
+from difflora.errors import ConfigError
 from webui.blending import START, Sheet, contact_of, sheet_drawn, sheet_of
-from webui.following import FOLLOWING, View, live, problem, returning, views
+from webui.following import FOLLOWING, QUIET, View, live, problem, returning, views
 from webui.parts import keep
 from webui.parts import mix as mixes
 from webui.parts.mix import Known, Mix
@@ -67,7 +68,7 @@ def _build(shared: Shared, page: Page) -> None:
     with gr.Row():
         with gr.Column(scale=5, min_width=320):
             prompt = gr.Textbox(label="Prompt", lines=2, elem_id="blend-text")
-            mix = mixes.build(shared, base=page.base, prefix="blend-")
+            mix = mixes.build(shared, base=page.base, prompt=prompt, prefix="blend-")
             inputs = _inputs(prompt)
             with gr.Row():
                 draw = gr.Button("Draw the sheet", variant="primary", elem_id="blend", scale=3)
@@ -117,6 +118,8 @@ def _connect(shared: Shared, page: Page, inputs: Inputs, mix: Mix, results: Resu
     def on_draw(request: gr.Request, base: str, *values: Any) -> Iterator[list[Any]]:
         prompt, across, columns, down, rows, seed, steps, guidance = values[:count]
         try:
+            if not prompt.strip():
+                raise ConfigError("there is no prompt: write what the cells are to show.")
             sheet = sheet_of(mixes.rows_of(values[count:]), across, columns, down, rows)
             asked = contact_of(base, sheet, prompt, seed=seed, steps=int(steps), guidance=guidance)
             job = shared.jobs.submit(shared.owner(request), KIND, asked.model_dump_json())
@@ -124,6 +127,17 @@ def _connect(shared: Shared, page: Page, inputs: Inputs, mix: Mix, results: Resu
             yield [gr.skip(), gr.skip(), problem(error), *[gr.skip()] * 5]
             return
         yield from map(_shown, views(shared, job))
+
+    def on_load(request: gr.Request) -> list[Any]:
+        """The form of the newest sheet."""
+        for job in shared.jobs.of(shared.owner(request), kind=KIND, limit=1):
+            drawn = Contact.model_validate_json(job.request)
+            if (sheet := sheet_drawn(drawn)) is not None:
+                axes = [", ".join(f"{weight:g}" for weight in axis) for axis in (sheet.columns, sheet.rows)]
+                asked = drawn.request
+                guidance = "" if asked.guidance is None else f"{asked.guidance:g}"
+                return [asked.prompt, *axes, str(asked.seed), asked.steps, guidance]
+        return [gr.skip()] * 6
 
     def on_cell(found: Sheet | None, known: Sequence[Known], base: str, event: gr.SelectData) -> list[Any]:
         if found is None:
@@ -143,6 +157,9 @@ def _connect(shared: Shared, page: Page, inputs: Inputs, mix: Mix, results: Resu
     results.cells.select(on_cell, cell, [mix.message, *mix.outputs], api_visibility="private")
     again = returning(shared, KIND, _shown, outputs=len(results.outputs))
     page.blocks.load(again, None, results.outputs, **FOLLOWING)
+    form = [inputs.prompt, inputs.columns, inputs.rows, inputs.seed, inputs.steps, inputs.guidance]
+    page.blocks.load(on_load, None, form, **QUIET)
+    page.tabs.select(lambda: mixes.choices(shared), None, mix.picker, **QUIET)
 
 
 def _shown(found: View) -> list[Any]:
@@ -163,6 +180,7 @@ def _shown(found: View) -> list[Any]:
         value=list(zip(cells, captions, strict=True)),
         columns=len(sheet.columns),
         label=f"{axes}: click a cell to take its weights",
+        selected_index=None,
     )
     return [job.number, sheet, found.status, "", pictures, gr.update(visible=True), whole, running]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +121,12 @@ def _build(shared: Shared, page: Page) -> None:
             with gr.Row():
                 button = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)
                 cancel = gr.Button("Cancel", elem_id="cancel", interactive=False, scale=1)
-            mix = mixes.build(shared, base=base, pick=page.pick)
+            mix = mixes.build(shared, base=base, prompt=prompt, pick=page.pick)
             inputs = _settings(prompt, negative)
         with gr.Column(scale=6, min_width=320):
             results = _results(cancel)
     _connect_drawing(shared, page, inputs, mix, results, button)
     _connect_pictures(shared, base, inputs, mix, results)
-    _connect_words(mix, prompt)
     prompt.change(
         lambda text, base: _tokens(shared, text, base),
         [prompt, base],
@@ -219,14 +219,14 @@ def _results(cancel: gr.Button) -> Results:
     )
 
 
-def shown(found: View) -> list[Any]:
-    """Updates for `Results.outputs`."""
+def shown(found: View, *, select: bool = True) -> list[Any]:
+    """Updates for `Results.outputs`. A picture that is selected is scrolled to, by its browser."""
     job = found.job
     pictures, files, infotext, chosen = gr.skip(), gr.skip(), gr.skip(), gr.skip()
     compared, slider = gr.skip(), gr.skip()
     if job.state == "done":
         files = list(found.pictures)
-        pictures = gr.Gallery(value=files, selected_index=0)
+        pictures = gr.Gallery(value=files, selected_index=0 if select else None)
         chosen = found.pictures[0]
         infotext = _infotext(chosen)
         off = [file for file in found.pictures if file.endswith("-off.png")]
@@ -270,9 +270,10 @@ def _connect_drawing(
     button.click(None, js=reveal("#status"))
     button.click(on_draw, asked, results.outputs, **FOLLOWING).then(*past, **QUIET)
     results.cancel.click(shared.stop, results.current, None, api_visibility="private", queue=False)
-    again = returning(shared, KIND, shown, outputs=len(results.outputs))
+    again = returning(shared, KIND, partial(shown, select=False), outputs=len(results.outputs))
     page.blocks.load(again, None, results.outputs, **FOLLOWING)
     page.blocks.load(*past, **QUIET)
+    page.tabs.select(lambda: mixes.choices(shared), None, mix.picker, **QUIET)
 
 
 def _history(shared: Shared) -> Any:
@@ -337,16 +338,6 @@ def _infotext(path: str) -> str:
             return str(image.info.get("parameters", ""))
     except OSError:
         return ""
-
-
-def _connect_words(mix: Mix, prompt: Component) -> None:
-    for place, row in enumerate(mix.rows):
-
-        def insert(known: Sequence[mixes.Known], text: str, place: int = place) -> str:
-            words = known[place].words if place < len(known) else ""
-            return text if not words or words in text else f"{text}, {words}" if text else words
-
-        row.words.click(insert, [mix.known, prompt], prompt, api_visibility="private")
 
 
 def _tokens(shared: Shared, text: str, base: str) -> str:
