@@ -135,11 +135,12 @@ def test_defaults_are_those_of_the_base(model: Model, sdxl: Model) -> None:
 
 
 def test_image_i_uses_seed_plus_i(model: Model) -> None:
-    together = generate(model, QUICK.model_copy(update={"batch": 2}), count=3)
-    alone = [generate(model, QUICK.model_copy(update={"seed": seed}))[0] for seed in (7, 8, 9)]
+    free = QUICK.model_copy(update={"prompt": ""})  # nothing but the seed says what is drawn
+    together = generate(model, free.model_copy(update={"batch": 2}), count=3)
+    alone = [generate(model, free.model_copy(update={"seed": seed}))[0] for seed in (7, 8, 9)]
     assert len(together) == 3
     assert max(distance(a, b) for a, b in zip(together, alone, strict=True)) <= 1
-    assert min(distance(together[0], other) for other in together[1:]) > 2
+    assert min(distance(together[0], other) for other in together[1:]) > 20
 
 
 @pytest.mark.parametrize("name", ["Euler a", "DPM++ SDE", "DPM++ 2M SDE", "LCM", "DDIM"])

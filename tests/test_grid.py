@@ -45,7 +45,7 @@ def random_adapter(model: Model, name: str, *, seed: int) -> Adapter:
             out, *inside = model.shapes()[path]
             down = torch.randn(2, *inside, generator=source) * np.prod(inside) ** -0.5
             up = torch.randn(out, 2, *([1] * (len(inside) - 1)), generator=source)
-            modules[path] = (LoRA(down, up * 0.5, 1.0),)
+            modules[path] = (LoRA(down, up, 1.0),)
     return Adapter(modules, AdapterMeta(name=name, family=model.family.name))
 
 
@@ -67,7 +67,7 @@ def test_a_blend_of_two_adapters(model: Model, stack: Stack) -> None:
         expected = single(model, stack, [halftone, Weight(neon, neon * 0.5)])
         assert distance(drawn.cells[row][column], expected) <= 1
     corners = [drawn.cells[0][0], drawn.cells[0][2], drawn.cells[1][0], drawn.cells[1][2]]
-    assert min(distance(a, b) for i, a in enumerate(corners) for b in corners[:i]) > 2
+    assert min(distance(a, b) for i, a in enumerate(corners) for b in corners[:i]) > 10
 
 
 def test_a_grid_is_drawn_in_full_batches(model: Model, stack: Stack) -> None:
