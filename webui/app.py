@@ -95,10 +95,9 @@ def build(shared: Shared) -> gr.Blocks:
         base = header.build(shared, page)
         pick = gr.Textbox(visible=False)
         with gr.Tabs() as tabs:
-            widgets = Page(page, base, pick, tabs)
             for tab in TABS:
-                with gr.Tab(tab.title, id=tab.title.lower()):
-                    tab.build(shared, widgets)
+                with gr.Tab(tab.title, id=tab.title.lower()) as shown:
+                    tab.build(shared, Page(page, base, pick, tabs, shown))
         api.build(shared)
     page.queue(max_size=256, default_concurrency_limit=16)
     return page

@@ -1,11 +1,12 @@
 """What a user does with a page, and what a test waits for."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
-from playwright.sync_api import TimeoutError
+from playwright.sync_api import TimeoutError, expect
 
-from tests.webui.serving import Site
+from tests.webui.serving import ROOT, Site
 
 LONG = 60_000  # milliseconds, on a busy machine
 OVER = "done in|Error|cancelled|stopped|kept as"
@@ -57,6 +58,20 @@ def steps(page: Any, count: int) -> None:
     box = page.get_by_label("number input for Steps").first
     box.fill(str(count))
     box.press("Tab")
+
+
+def begin_training(page: Any, name: str, options: Mapping[str, str]) -> None:
+    """Looks at the neon images in the Train tab, and starts to learn from them."""
+    tab(page, "Train")
+    fill(page, "#data", str(ROOT / "sample_data" / "styles" / "neon"))
+    page.locator("#check").click()
+    expect(page.locator("#survey")).to_contain_text("24 images", timeout=LONG)
+    fill(page, "#train-name", name)
+    for label, value in options.items():
+        box = page.locator("#train-options label", has_text=label).first.locator("input, textarea")
+        box.fill(value)
+        box.press("Tab")
+    page.locator("#train").click()
 
 
 def ended(page: Any, where: str = "#status", *, before: str = "") -> str:

@@ -9,8 +9,8 @@ from typing import Any
 from playwright.sync_api import expect
 
 from difflora import read_recipe
-from tests.browser.steps import LONG, draw, ended, fill, opened, pick, shown, steps, tab
-from tests.webui.serving import ROOT, Site
+from tests.browser.steps import LONG, begin_training, draw, ended, fill, opened, pick, shown, steps, tab
+from tests.webui.serving import Site
 
 
 def newest(site: Site, name: str) -> Path:
@@ -177,17 +177,8 @@ def test_two_adapters_are_blended_a_cell_gives_its_weights_and_the_mix_is_kept(p
 
 
 def test_a_style_is_trained_found_in_the_library_and_drawn_with(page: Any, site: Site) -> None:
-    tab(page, "Train")
-    fill(page, "#data", str(ROOT / "sample_data" / "styles" / "neon"))
-    page.locator("#check").click()
-    expect(page.locator("#survey")).to_contain_text("24 images", timeout=LONG)
+    begin_training(page, "lights", {"Steps": "8", "Rank": "4", "Preview every": "4"})
     expect(page.locator("#images img").first).to_be_visible()
-    fill(page, "#train-name", "lights")
-    for label, value in (("Steps", "8"), ("Rank", "4"), ("Preview every", "4")):
-        box = page.locator("#train-options label", has_text=label).first.locator("input, textarea")
-        box.fill(value)
-        box.press("Tab")
-    page.locator("#train").click()
     expect(page.locator("#train-status")).to_contain_text("of 8", timeout=LONG)
     assert "done in" in ended(page, "#train-status")
     expect(page.locator("#loss")).to_be_visible()

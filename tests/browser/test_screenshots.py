@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from tests.browser.steps import LONG, draw, ended, fill, opened, pick, tab
+from tests.browser.steps import LONG, begin_training, draw, ended, fill, opened, pick, tab
 from tests.webui.serving import ROOT, Site, serve
 
 pytestmark = pytest.mark.slow
@@ -72,16 +72,8 @@ def test_two_styles_are_blended(page: Any, shot: Shot) -> None:
 
 
 def test_a_style_is_trained(page: Any, shot: Shot) -> None:
-    tab(page, "Train")
-    fill(page, "#data", str(ROOT / "sample_data" / "styles" / "neon"))
-    page.locator("#check").click()
-    expect(page.locator("#survey")).to_contain_text("24 images", timeout=LONG)
-    fill(page, "#train-name", "lights")
-    for label, value in (("Trigger", "neon style"), ("Steps", "120"), ("Preview every", "60")):
-        box = page.locator("#train-options label", has_text=label).first.locator("input, textarea")
-        box.fill(value)
-        box.press("Tab")
-    page.locator("#train").click()
+    options = {"Trigger": "neon style", "Steps": "120", "Preview every": "60"}
+    begin_training(page, "lights", options)
     expect(page.locator("#previews")).to_contain_text("step 120", timeout=3 * LONG)
     assert "done in" in ended(page, "#train-status")
     shot(page, "train")

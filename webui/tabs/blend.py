@@ -159,7 +159,7 @@ def _connect(shared: Shared, page: Page, inputs: Inputs, mix: Mix, results: Resu
     page.blocks.load(again, None, results.outputs, **FOLLOWING)
     form = [inputs.prompt, inputs.columns, inputs.rows, inputs.seed, inputs.steps, inputs.guidance]
     page.blocks.load(on_load, None, form, **QUIET)
-    page.tabs.select(lambda: mixes.choices(shared), None, mix.picker, **QUIET)
+    page.tab.select(lambda: mixes.choices(shared), None, mix.picker, **QUIET)
 
 
 def _shown(found: View) -> list[Any]:

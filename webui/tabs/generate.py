@@ -273,7 +273,7 @@ def _connect_drawing(
     again = returning(shared, KIND, partial(shown, select=False), outputs=len(results.outputs))
     page.blocks.load(again, None, results.outputs, **FOLLOWING)
     page.blocks.load(*past, **QUIET)
-    page.tabs.select(lambda: mixes.choices(shared), None, mix.picker, **QUIET)
+    page.tab.select(lambda: mixes.choices(shared), None, mix.picker, **QUIET)
 
 
 def _history(shared: Shared) -> Any:

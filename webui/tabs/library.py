@@ -69,7 +69,7 @@ def _build(shared: Shared, page: Page) -> None:
     cards.select(_chosen, names, shown.selected, **QUIET)
     shown.changed.change(look, [*filters, number], outputs, **QUIET)
     page.blocks.load(again, filters, outputs, **QUIET)
-    page.tabs.select(look, [*filters, number], outputs, **QUIET)  # others may have made files since
+    page.tab.select(look, [*filters, number], outputs, **QUIET)  # others may have made files since
 
 
 def _chosen(names: Sequence[str], event: gr.SelectData) -> str:

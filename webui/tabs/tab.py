@@ -13,13 +13,14 @@ class Page:
     """The page and the widgets above its tabs.
 
     `base` names the base model; an adapter's name put into `pick` joins the mix of the Generate tab; `tabs`
-    chooses the tab on show.
+    chooses the tab on show, and `tab` is the one being built.
     """
 
     blocks: gr.Blocks
     base: gr.Dropdown
     pick: gr.Textbox
     tabs: gr.Tabs
+    tab: gr.Tab
 
 
 @dataclass(frozen=True, slots=True)
