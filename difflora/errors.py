@@ -92,6 +92,11 @@ class Interrupted(TrainingError):
     """Somebody asked the run to stop; its state was saved, and the same command continues."""
 
 
+def span(numbers: Sequence[int]) -> str:
+    """From the least of some numbers to the largest, in words."""
+    return f"{min(numbers)} to {max(numbers)}" if len(set(numbers)) > 1 else "".join(map(str, numbers[:1]))
+
+
 def listing(items: Sequence[str], limit: int = 5) -> str:
     """The first `limit` items, one a line and indented, with the number of those left out."""
     lines = [f"  {item}" for item in items[:limit]]

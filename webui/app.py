@@ -93,11 +93,11 @@ def build(shared: Shared) -> gr.Blocks:
     """The page, not yet served."""
     with gr.Blocks(title="difflora", analytics_enabled=False) as page:
         base = header.build(shared, page)
-        pick = gr.Textbox(visible=False)
+        handed = gr.State(None)
         with gr.Tabs() as tabs:
             for tab in TABS:
                 with gr.Tab(tab.title, id=tab.title.lower()) as shown:
-                    tab.build(shared, Page(page, base, pick, tabs, shown))
+                    tab.build(shared, Page(page, base, handed, tabs, shown))
         api.build(shared)
     page.queue(max_size=256, default_concurrency_limit=16)
     return page

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from difflora import Request
 from difflora.errors import ConfigError
@@ -75,11 +76,16 @@ def sheet_drawn(drawn: Contact) -> Sheet | None:
     return Sheet(across, columns, down, rows, drawn.mix)
 
 
+def request_of(prompt: str, *, seed: str, steps: int, guidance: str, **more: Any) -> Request:
+    """What the form asks for of every cell. Raises ConfigError naming fields that cannot be used."""
+    given: dict[str, Any] = {"seed": seed or 0, **({"guidance": guidance} if guidance else {}), **more}
+    return Request(prompt=prompt, steps=steps, **given)
+
+
 def contact_of(base: str, sheet: Sheet, prompt: str, *, seed: str, steps: int, guidance: str) -> Contact:
     """The job that draws a sheet. Raises ConfigError naming fields that cannot be used."""
-    given = {"seed": seed or 0, **({"guidance": guidance} if guidance else {})}
     cells = len(sheet.columns) * len(sheet.rows)
-    request = Request(prompt=prompt, steps=steps, batch=min(cells, 25), **given)
+    request = request_of(prompt, seed=seed, steps=steps, guidance=guidance, batch=min(cells, 25))
     axes = [SheetAxis(name="weight", values=sheet.columns, adapter=sheet.across)]
     if sheet.down:
         axes.append(SheetAxis(name="weight", values=sheet.rows, adapter=sheet.down))

@@ -61,7 +61,10 @@ def run(words: Sequence[str]) -> int:
     console, started = make_console(), time.monotonic()
     data = find_sample_data(flags.sample_data)
     console.print(ABOUT_COURSE.format(count=len(LESSONS), output=flags.output))
-    for lesson in LESSONS:
+    for number, lesson in enumerate(LESSONS, start=1):
+        console.print(
+            f"{number} of {len(LESSONS)}: the {lesson.preset} {lesson.name}, from {data / lesson.folder}"
+        )
         _learn(lesson, flags, data, console)
     sheets = _sheets(flags, data)
     due = [sheet for sheet in (*sheets, *_covers(flags)) if sheet.is_due()]

@@ -59,7 +59,7 @@ def run(words: Sequence[str]) -> int:
     console = make_console()
     model = build(BaseOptions, flags.base).load()
     with meter(console, "drawing") as shown:
-        progress = partial(shown.show, words="")
+        progress = partial(shown.show, words="steps")
         sheet = grid(model, request, stack=mix.stack, axes=axes, progress=progress)
     options.output.mkdir(parents=True, exist_ok=True)
     path = reserve(options.output, "grid.png")

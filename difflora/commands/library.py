@@ -13,6 +13,7 @@ from rich.table import Table
 from difflora.commands.console import make_console
 from difflora.commands.flags import parse, usage_error
 from difflora.commands.results import print_json, show_facts
+from difflora.errors import span
 from difflora.formats.safe import clip
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def _cells(entry: LibraryEntry) -> dict[str, str]:
         "name": clip(entry.name),
         "family": entry.family,
         "kinds": ", ".join(entry.kinds) or "words",
-        "rank": _span(entry.ranks),
+        "rank": entry.rank,
         "trigger": clip(entry.trigger, 40),
         "weight": "" if entry.notes.weight is None else f"{entry.notes.weight:g}",
         "AutoV2": entry.hashes.autov2,
@@ -163,7 +164,7 @@ def _show_one(document: Mapping[str, Any]) -> None:
         "file": document["file"],
         "family": document["family"],
         "kinds": ", ".join(f"{name} ({count} modules)" for name, count in document["kinds"].items()),
-        "rank": _span(document["ranks"]),
+        "rank": span(document["ranks"]),
         "words": ", ".join(document["words"]),
         "trigger": document["trigger"],
         "preferred weight": "" if document["weight"] is None else f"{document['weight']:g}",
@@ -179,10 +180,6 @@ def _show_one(document: Mapping[str, Any]) -> None:
         "same tensors as": ", ".join(document["copies"]),
     }
     show_facts(clip(document["name"]), {name: _lines(value) for name, value in rows.items()})
-
-
-def _span(ranks: Sequence[int]) -> str:
-    return f"{min(ranks)} to {max(ranks)}" if len(ranks) > 1 else "".join(map(str, ranks))
 
 
 def _lines(text: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from difflora.commands.console import make_console
-from difflora.errors import ConfigError
+from difflora.errors import ConfigError, span
 
 if TYPE_CHECKING:
     from difflora.adapter import Adapter, Stack
@@ -99,10 +99,9 @@ def report_document(report: Report) -> dict[str, Any]:
 
 def report_rows(document: Mapping[str, Any]) -> dict[str, str]:
     """The same in words, for `show_facts`."""
-    ranks = document["ranks"]
     rows = {
         "modules": str(document["modules"]),
-        "rank": f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else str(*ranks),
+        "rank": span(document["ranks"]),
         "error": "none" if document["exact"] else f"{document['total_error']:.3%} of ΔW over all modules",
     }
     if document["worst"]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from difflora.adapter import Adapter
-from difflora.errors import listing
+from difflora.errors import listing, span
 from difflora.families import family as family_named
 from difflora.formats import FileReport, hashes, read
 
@@ -40,7 +40,7 @@ def adapter_lines(report: FileReport, *, with_metadata: bool) -> list[str]:
         "modules": f"{len(report.matched)} ({_counts(parts)})" if parts else "",
         "words": ", ".join(report.words),
         "kinds": _counts(report.kind_counts),
-        "rank": ", ".join(map(str, report.ranks)),
+        "rank": span(report.ranks),
         "stored as": ", ".join(report.dtypes),
         "trigger": report.trigger,
         "training": _training(report.metadata),
@@ -150,7 +150,7 @@ def _strength(adapter: Adapter) -> dict[str, str]:
     }
     if len(widths) == 1:
         (width,) = widths
-        bases = TEXT_WIDTHS.get(width, "a base of its own kind")
+        bases = TEXT_WIDTHS.get(width, "a base of this family in another size")
         facts["made for"] = f"{bases}: its cross-attention reads texts {width} wide"
     return facts
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from difflora.errors import listing
+from difflora.errors import listing, span
 from difflora.formats import FileReport, inspect
 from difflora.library.notes import Notes, Sidecars
 
@@ -95,6 +95,11 @@ class LibraryEntry:
     @property
     def ranks(self) -> tuple[int, ...]:
         return self.facts.ranks
+
+    @property
+    def rank(self) -> str:
+        """The ranks in words: "16", "8 to 16", or "" where there are none."""
+        return span(self.ranks)
 
     @property
     def trigger(self) -> str:

@@ -1,7 +1,9 @@
 """The page as a user meets it: the real app in a process of its own, and Debian's Chromium in front of it."""
 
 import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -56,6 +58,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def page(browser: Any, site: Site) -> Iterator[Any]:
     """The page, freshly opened; a request to anywhere else, or an error in a script, fails the test."""
+    forget(site)
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
     foreign: list[str] = []
@@ -67,6 +70,14 @@ def page(browser: Any, site: Site) -> Iterator[Any]:
     assert page.evaluate("window.hacked") is None
     context.close()
     assert not foreign and not errors
+
+
+def forget(site: Site) -> None:
+    """Makes the jobs so far somebody else's: the page begins as a new user's."""
+    with closing(sqlite3.connect(site.output / "jobs" / "jobs.sqlite", timeout=20)) as database, database:
+        database.execute(
+            "update jobs set owner = 'the one before' where state in ('done', 'failed', 'cancelled')"
+        )
 
 
 def is_foreign(url: str) -> bool:

@@ -59,6 +59,12 @@ def test_an_adapter_joins_tells_what_it_is_and_changes_the_picture(page: Any, si
     assert [(one.name, one.unet) for one in recipe.adapters] == [("dots", 0.6)]
     assert read_recipe(newest(site, "00-*-off.png")).adapters == ()
     expect(page.locator("#slider")).to_be_visible()
+    opened(page, site)  # the form is as it was, but for the seed: the next picture is another one
+    expect(row).to_contain_text("rank 2", timeout=LONG)
+    expect(weight).to_have_value("0.6")
+    expect(page.locator("#prompt textarea")).to_have_value("a red circle on a blue background, dots style")
+    expect(page.locator("#compare input")).to_be_checked()
+    expect(page.locator("#seed textarea, #seed input").first).to_have_value("")
     page.locator("#remove-0").click()
     expect(row).to_be_hidden()
 
@@ -68,6 +74,14 @@ def test_a_tag_in_the_prompt_joins_the_mix(page: Any, site: Site) -> None:
     assert [one.name for one in read_recipe(newest(site, "00-*.png")).adapters] == ["glow"]
     status = draw(page, "a red circle <lora:nobody:1>")
     assert "nobody" in status and "Error" in status
+
+
+def test_a_name_that_is_no_adapter_is_answered(page: Any) -> None:
+    box = page.locator("#picker input")
+    box.fill("nobody")
+    box.press("Enter")
+    expect(page.locator("#message")).to_contain_text("nobody", timeout=LONG)
+    expect(page.locator("#message")).to_contain_text("Error")
 
 
 def test_an_adapter_of_another_family_is_refused_with_the_reason(page: Any) -> None:
@@ -151,13 +165,15 @@ def test_two_adapters_are_blended_a_cell_gives_its_weights_and_the_mix_is_kept(p
     assert "done in" in ended(page, "#blend-status")
     cells = page.locator("#cells .thumbnail-item")
     expect(cells).to_have_count(6)
-    opened(page, site)  # the sheet is still there, though the mix has to come from one of its cells
+    opened(page, site)
     tab(page, "Blend")
     expect(cells).to_have_count(6, timeout=LONG)
     expect(page.locator("#blend-text textarea")).to_have_value("a red ring on a yellow background")
     expect(page.locator("#columns textarea, #columns input").first).to_have_value("0, 0.5, 1")
-    cells.nth(4).click()
     weight = page.locator("#blend-weight-0 input[type=number]")
+    expect(weight).to_have_value("1", timeout=LONG)
+    expect(cells.nth(4)).to_contain_text("→ 0.5 ↓ 1")
+    cells.nth(4).click()
     expect(weight).to_have_value("0.5", timeout=LONG)
     expect(page.locator("#blend-weight-1 input[type=number]")).to_have_value("1")
     page.get_by_text("How they meet").click()
@@ -172,8 +188,18 @@ def test_two_adapters_are_blended_a_cell_gives_its_weights_and_the_mix_is_kept(p
     page.locator("#keep").click()
     assert "exact" in ended(page, "#kept")
     assert (site.output / "adapters" / "both.safetensors").exists()
+    cell, cover = newest(site, "cell-01-01.png"), site.output / "adapters" / "both.preview.png"
+    assert cover.read_bytes() == cell.read_bytes()
     tab(page, "Library")
     expect(page.locator("#cards button", has_text="both").first).to_be_visible(timeout=LONG)
+    tab(page, "Blend")
+    page.locator("#blend-use").click()
+    expect(page.locator("#prompt textarea")).to_have_value("a red ring on a yellow background", timeout=LONG)
+    expect(page.locator("#weight-0 input[type=number]")).to_have_value("0.5")
+    draw(page, "a red ring on a yellow background", 3)
+    drawn = read_recipe(newest(site, "00-*.png"))
+    assert [(one.name, one.unet) for one in drawn.adapters] == [("dots", 0.5), ("glow", 1.0)]
+    assert drawn.seed == 1
 
 
 def test_a_style_is_trained_found_in_the_library_and_drawn_with(page: Any, site: Site) -> None:
@@ -227,7 +253,8 @@ def test_it_can_be_used_on_a_phone(browser: Any, site: Site) -> None:
     opened(page, site)
     wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert wide <= 1
-    expect(page.locator("#generate")).to_be_visible()
+    draw(page, "a red circle on a blue background")
+    opened(page, site)
     expect(page.locator("#gallery img").first).to_be_visible(timeout=LONG)  # of the visitor's last job
     page.wait_for_timeout(500)
     assert page.evaluate("window.scrollY") == 0

@@ -80,16 +80,16 @@ def test_a_row_tells_what_is_known_of_its_adapter(shared: Shared) -> None:
 )
 def test_what_cannot_join_the_mix_says_why(shared: Shared, name: str, words: str) -> None:
     values = chosen(shared, MixRow(name="loud"))
-    _, message, known, *_ = mixes.added(shared, name, shared.settings.base_model, values)
+    message, known, *_ = mixes.added(shared, name, shared.settings.base_model, values)
     assert words in message and [one.name for one in known] == ["loud"]
 
 
 def test_an_adapter_joins_with_its_preferred_weight(shared: Shared) -> None:
     shared.library.note("louder", weight=0.4)
-    _, message, known, *rest = mixes.added(
+    message, known, *rest = mixes.added(
         shared, "louder", shared.settings.base_model, chosen(shared, MixRow(name="loud", unet=0.7))
     )
-    assert message == "" and [one.name for one in known] == ["loud", "louder"]
+    assert "louder</b> joined" in message and [one.name for one in known] == ["loud", "louder"]
     weights = [
         update.value
         for update in rest
@@ -249,7 +249,7 @@ def test_bases_to_choose_from_are_the_first_the_baked_and_those_in_folders(tmp_p
 def test_what_does_not_fit_another_base_leaves_the_mix(shared: Shared) -> None:
     rows = chosen(shared, MixRow(name="loud", unet=0.4), MixRow(name="xl"))
     message, known, *_ = mixes.rechecked(shared, shared.settings.base_model, rows)
-    assert "xl left the mix" in message and "does not fit" in message
+    assert "xl is left out of the mix" in message and "does not fit" in message
     assert [one.name for one in known] == ["loud"] and "modules fit" in known[0].facts
     assert mixes.rechecked(shared, shared.settings.base_model, chosen(shared, MixRow(name="loud")))[0] == ""
 

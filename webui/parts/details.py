@@ -16,7 +16,7 @@ from webui.following import QUIET, notice, problem
 from webui.parts import discard, making, pair, strength
 from webui.shared import Shared
 from webui.shelf import another
-from webui.tabs.tab import Page
+from webui.tabs.tab import Handed, Page
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,12 @@ def build(shared: Shared, page: Page) -> Details:
     discard.build(shared, selected, changed, told)
     fields = Fields(told, use, trigger, weight, text)
     selected.change(_looking(shared, fields), selected, fields.all, **QUIET)
-    use.click(lambda name: (name, gr.update(selected="generate")), selected, [page.pick, page.tabs], **QUIET)
+    use.click(
+        lambda name: (Handed(name), gr.update(selected="generate")),
+        selected,
+        [page.handed, page.tabs],
+        **QUIET,
+    )
     save.click(_noting(shared), [selected, trigger, weight, text], [saved, changed], **QUIET)
     return Details(selected, changed)
 
@@ -99,7 +104,7 @@ def _told(entry: LibraryEntry) -> str:
     facts = {
         "family": entry.family,
         "kind": ", ".join(f"{name} {count}" for name, count in entry.kinds.items()),
-        "rank": ", ".join(map(str, entry.ranks)),
+        "rank": entry.rank,
         "trigger": entry.trigger,
         "size": f"{entry.size / 2**20:.1f} MiB",
         "numbers": ", ".join(entry.facts.dtypes),

@@ -45,7 +45,8 @@ def facts_of(shared: Shared, base: str) -> str:
         facts = shared.outline(base).facts
     except DiffloraError as error:
         return notice(html.escape(str(error)), is_error=True)
-    text = f"{facts.name}: {facts.variant}, {facts.resolution} px, {facts.prediction_type}"
+    kind = f"a small {facts.family}" if facts.variant == "shapes" else facts.variant
+    text = f"{facts.name}: {kind}, {facts.resolution} px, {facts.prediction_type.replace('_', '-')}"
     return notice(html.escape(text))
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import html
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -20,9 +24,19 @@ from webui.shared import Shared
 from webui.work.arithmetic import HEAT, Baking, Meeting, Merging
 from webui.work.desk import MixRow
 
+WEAK, CLEAR, STRONG = 0.75, 0.95, 1.25  # shares of an adapter that are in the sum
 
-def build(shared: Shared, base: gr.Dropdown, mix: Mix) -> None:
-    """Two folded parts below a mix."""
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A mix whose picture there is already."""
+
+    mix: tuple[MixRow, ...]
+    picture: Path
+
+
+def build(shared: Shared, base: gr.Dropdown, mix: Mix, taken: gr.State) -> None:
+    """Two folded parts below a mix. `taken` may hold a `Taken`, whose picture is kept with its mix."""
     with gr.Accordion("How they meet", open=False):
         meet = gr.Button("Measure the interference of this mix", size="sm", elem_id="meet")
         report = gr.HTML(elem_id="meeting")
@@ -37,7 +51,7 @@ def build(shared: Shared, base: gr.Dropdown, mix: Mix) -> None:
             bake = gr.Button("Bake into a copy of the base", elem_id="bake")
         result = gr.HTML(elem_id="kept")
     meet.click(_meeting(shared), [base, *mix.inputs], [report, heat], **FOLLOWING)
-    save.click(_saving(shared), [base, name, rank, dtype, *mix.inputs], result, **FOLLOWING)
+    save.click(_saving(shared), [base, name, rank, dtype, taken, *mix.inputs], result, **FOLLOWING)
     bake.click(_baking(shared), [base, name, *mix.inputs], result, **FOLLOWING).then(
         lambda: gr.update(choices=choices(shared.settings)), None, base, **QUIET
     )
@@ -63,12 +77,15 @@ def _meeting(shared: Shared) -> Callable[..., Any]:
 
 def _saving(shared: Shared) -> Callable[..., Any]:
     def on_save(
-        request: gr.Request, base: str, name: str, rank: str, dtype: str, *values: Any
+        request: gr.Request, base: str, name: str, rank: str, dtype: str, taken: Taken | None, *values: Any
     ) -> Iterator[str]:
         try:
-            given = {"mix": _several(values, least=1), "rank": rank or None, "dtype": dtype}
+            rows = _several(values, least=1)
+            given = {"mix": rows, "rank": rank or None, "dtype": dtype}
             wanted = Merging.model_validate({"base": base, "name": name, **given})
             for found in _run(shared, request, "merge", wanted):
+                if found.job.state == "done" and taken is not None and taken.mix == rows:
+                    _picture(taken.picture, shared.settings.adapters / f"{name}.preview.png")
                 yield _kept(found)
             shared.library.refresh()
         except (DiffloraError, ValidationError) as error:
@@ -89,6 +106,12 @@ def _baking(shared: Shared) -> Callable[..., Any]:
     return on_bake
 
 
+def _picture(source: Path, target: Path) -> None:
+    """Copies what the mix looks like beside its adapter, if the picture is still there."""
+    with suppress(OSError):
+        shutil.copyfile(source, target)
+
+
 def _several(values: Sequence[Any], *, least: int = 2) -> tuple[MixRow, ...]:
     rows = tuple(row for row in mixes.rows_of(values) if row.on)
     if len(rows) < least:
@@ -99,15 +122,31 @@ def _several(values: Sequence[Any], *, least: int = 2) -> tuple[MixRow, ...]:
 def _met(result: str) -> str:
     """An interference report as HTML."""
     facts = json.loads(result)
+    least = min(one["survives"] for one in facts["adapters"])
+    most = max(one["survives"] for one in facts["adapters"])
     lines = [
-        f"<li><b>{html.escape(one['name'])}</b>: {one['survives']:.0%} of it is in the sum; weight "
-        f"{one['balanced']['unet']:.2f} keeps the energy of the parts</li>"
+        f"<li><b>{html.escape(one['name'])}</b>: {one['survives']:.0%} of it is in the sum; at weight "
+        f"{one['balanced']['unet']:.2f} the mix is as strong as its parts</li>"
         for one in facts["adapters"]
     ]
     worst = "".join(
         f"<li>{html.escape(one['module'])}: {one['clash']:+.2f}</li>" for one in facts["worst"][:5]
     )
-    return notice(f"<ul>{''.join(lines)}</ul>Where they clash most:<ul>{worst}</ul>")
+    return notice(
+        f"<b>{_verdict(least, most)}</b><ul>{''.join(lines)}</ul>"
+        f"Where they clash most (1: they cancel, 0: they do not meet, below: they add up):<ul>{worst}</ul>"
+    )
+
+
+def _verdict(least: float, most: float) -> str:
+    """What shares of the adapters that are in the sum mean, in a sentence."""
+    if least < WEAK:
+        return "They work against each other: much of what one has learned is lost in the mix."
+    if most > STRONG:
+        return "They push the same way: the mix is stronger than each of them; lower weights may look better."
+    if least < CLEAR:
+        return "They disturb each other a little: expect both looks, each somewhat weaker."
+    return "They hardly disturb each other: each does in the mix what it does alone."
 
 
 def _kept(found: View) -> str:

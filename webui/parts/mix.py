@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from gradio.components import Component
 
 from difflora import DiffloraError, Library, Stack, fits, interference
 from difflora.errors import NeedsBase
-from webui.following import QUIET, problem
+from webui.following import QUIET, notice, problem
 from webui.shared import Shared
 from webui.work.desk import MixRow
 
@@ -111,7 +112,7 @@ def known_of(shared: Shared, name: str, base: str) -> Known:
     adapter = shared.library.get(entry.name)
     report = fits(adapter, shared.outline(base))
     report.require()
-    ranks = f"rank {_span(entry.ranks)}, " if entry.ranks else ""
+    ranks = f"rank {entry.rank}, " if entry.ranks else ""
     kinds = ", ".join(entry.kinds) or "words"
     parts = [f"{entry.family}, {kinds}, {ranks}{len(report.matched)} modules fit"]
     try:
@@ -132,14 +133,9 @@ def preferred(library: Library, name: str) -> float:
     return 1.0 if weight is None else max(-2.0, min(2.0, weight))
 
 
-def build(
-    shared: Shared, *, base: gr.Dropdown, prompt: Component, prefix: str = "", pick: gr.Textbox | None = None
-) -> Mix:
+def build(shared: Shared, *, base: gr.Dropdown, prompt: Component, prefix: str = "") -> Mix:
     """The widgets, with what adds, folds away and removes rows already on them, and puts trigger words into
-    `prompt`.
-
-    `prefix` begins the ids of its elements. A name that is put into `pick` is added as if it had been chosen.
-    """
+    `prompt`. `prefix` begins the ids of its elements."""
     known = gr.State([])
     with gr.Row(equal_height=True):
         picker = gr.Dropdown(
@@ -148,6 +144,7 @@ def build(
             label="Add an adapter",
             info="Type to search; it is checked against the base and joins the mix.",
             filterable=True,
+            allow_custom_value=True,  # a name that is none is answered, and not silently put away
             elem_id=f"{prefix}picker",
             scale=4,
         )
@@ -156,10 +153,10 @@ def build(
     mix = Mix(known, picker, message, tuple(_row(place, prefix) for place in range(MAX_ROWS)))
 
     def add(name: str | None, base: str, *values: Any) -> list[Any]:
-        return added(shared, name, base, values)
+        return [gr.Dropdown(value=None), *added(shared, name, base, values)]
 
-    for event, source in [(picker.input, picker)] + ([] if pick is None else [(pick.change, pick)]):
-        event(add, [source, base, *mix.inputs], [picker, message, *mix.outputs], api_visibility="private")
+    asked = [picker, base, *mix.inputs]
+    picker.input(add, asked, [picker, message, *mix.outputs], api_visibility="private")
     base.change(
         lambda base, *values: rechecked(shared, base, values),
         [base, *mix.inputs],
@@ -189,11 +186,10 @@ def build(
 
 
 def added(shared: Shared, name: str | None, base: str, values: Sequence[Any]) -> list[Any]:
-    """Updates for the picker, the message and `Mix.outputs` after an adapter was chosen."""
+    """Updates for the message and `Mix.outputs` after an adapter was chosen."""
     known, rows = list(values[0] or []), rows_of(values)
     if not name:
-        return [gr.skip(), "", *[gr.skip()] * len(shown([], []))]
-    text = ""
+        return ["", *[gr.skip()] * len(shown([], []))]
     try:
         if any(one.name == name for one in known):
             raise DiffloraError(f"{name} is in the mix already: move its slider.")
@@ -201,21 +197,29 @@ def added(shared: Shared, name: str | None, base: str, values: Sequence[Any]) ->
             raise DiffloraError(f"the mix has {MAX_ROWS} adapters, which is all there is room for.")
         known.append(known_of(shared, name, base))
         rows = (*rows, MixRow(name=known[-1].name, unet=preferred(shared.library, name)))
+        told = notice(f"<b>{html.escape(known[-1].name)}</b> joined the mix")
     except DiffloraError as error:
-        text = problem(error)
-    return [gr.Dropdown(value=None), text, *shown(known, rows)]
+        told = problem(error)
+    return [told, *shown(known, rows)]
+
+
+def fitting(shared: Shared, rows: Sequence[MixRow], base: str) -> tuple[list[Known], list[MixRow], list[str]]:
+    """What is known of those rows whose adapters are there and fit the base, those rows, and why the others
+    cannot be used."""
+    known, fit, wrong = [], [], []
+    for row in rows:
+        try:
+            known.append(known_of(shared, row.name, base))
+            fit.append(row)
+        except DiffloraError as error:
+            wrong.append(f"{row.name} is left out of the mix: {error}")
+    return known, fit, wrong
 
 
 def rechecked(shared: Shared, base: str, values: Sequence[Any]) -> list[Any]:
     """Updates for the message and `Mix.outputs` after the base was changed: what does not fit it leaves."""
-    known, rows, left = [], [], []
-    for row in rows_of(values):
-        try:
-            known.append(known_of(shared, row.name, base))
-            rows.append(row)
-        except DiffloraError as error:
-            left.append(f"{row.name} left the mix: {error}")
-    return [problem(DiffloraError("\n".join(left))) if left else "", *shown(known, rows)]
+    known, rows, wrong = fitting(shared, rows_of(values), base)
+    return [problem(DiffloraError("\n".join(wrong))) if wrong else "", *shown(known, rows)]
 
 
 def names(shared: Shared) -> list[str]:
@@ -253,7 +257,3 @@ def _row(place: int, prefix: str) -> RowWidgets:
             has_text = gr.Checkbox(False, label="another weight on the text encoders", container=False)
         text = gr.Slider(-2.0, 2.0, value=1.0, step=0.05, label="weight on the text encoders", visible=False)
     return RowWidgets(group, on, weight, has_text, text, words, remove)
-
-
-def _span(ranks: Sequence[int]) -> str:
-    return str(ranks[0]) if len(ranks) == 1 else f"{min(ranks)}–{max(ranks)}"

@@ -12,14 +12,16 @@ from pydantic import ValidationError
 
 from difflora import DiffloraError
 from difflora.errors import ConfigError
-from webui.blending import START, Sheet, contact_of, sheet_drawn, sheet_of
+from webui.blending import START, Sheet, contact_of, request_of, sheet_drawn, sheet_of
 from webui.following import FOLLOWING, QUIET, View, live, problem, returning, views
 from webui.parts import keep
 from webui.parts import mix as mixes
+from webui.parts import prompt as prompts
 from webui.parts.mix import Known, Mix
 from webui.shared import Shared
-from webui.tabs.tab import Page, Tab, reveal
-from webui.work.contact import SHEET, Contact
+from webui.tabs.tab import Handed, Page, Tab, reveal
+from webui.work.contact import SHEET, Contact, cell_name
+from webui.work.draw import Draw
 
 KIND = "grid"
 
@@ -55,6 +57,7 @@ class Results:
     cells: gr.Gallery
     labelled: gr.Accordion
     whole: Component
+    use: gr.Button
     cancel: gr.Button
 
     @property
@@ -67,7 +70,7 @@ class Results:
 def _build(shared: Shared, page: Page) -> None:
     with gr.Row():
         with gr.Column(scale=5, min_width=320):
-            prompt = gr.Textbox(label="Prompt", lines=2, elem_id="blend-text")
+            prompt = prompts.build(shared, page.base, lines=2, elem_id="blend-text")
             mix = mixes.build(shared, base=page.base, prompt=prompt, prefix="blend-")
             inputs = _inputs(prompt)
             with gr.Row():
@@ -75,9 +78,11 @@ def _build(shared: Shared, page: Page) -> None:
                 cancel = gr.Button("Cancel", interactive=False, scale=1, elem_id="blend-cancel")
         with gr.Column(scale=6, min_width=320):
             results = _results(cancel)
-            keep.build(shared, page.base, mix)
+            taken = gr.State(None)
+            keep.build(shared, page.base, mix, taken)
     _connect_axes(mix, inputs.across, inputs.down)
     _connect(shared, page, inputs, mix, results, draw)
+    _connect_cells(shared, page, inputs, mix, results, taken)
 
 
 def _inputs(prompt: Component) -> Inputs:
@@ -106,10 +111,11 @@ def _results(cancel: gr.Button) -> Results:
         elem_id="cells",
         buttons=[],
     )
+    use = gr.Button("Take the mix to Generate", size="sm", elem_id="blend-use")
     labelled = gr.Accordion("The sheet with its labels", open=False, visible=False)
     with labelled:
         whole = gr.Image(show_label=False, interactive=False, type="filepath", elem_id="sheet")
-    return Results(gr.State(None), gr.State(None), status, drawing, cells, labelled, whole, cancel)
+    return Results(gr.State(None), gr.State(None), status, drawing, cells, labelled, whole, use, cancel)
 
 
 def _connect(shared: Shared, page: Page, inputs: Inputs, mix: Mix, results: Results, draw: gr.Button) -> None:
@@ -129,37 +135,61 @@ def _connect(shared: Shared, page: Page, inputs: Inputs, mix: Mix, results: Resu
         yield from map(_shown, views(shared, job))
 
     def on_load(request: gr.Request) -> list[Any]:
-        """The form of the newest sheet."""
+        """The form of the newest sheet, and its mix if all of it can be used still."""
         for job in shared.jobs.of(shared.owner(request), kind=KIND, limit=1):
             drawn = Contact.model_validate_json(job.request)
             if (sheet := sheet_drawn(drawn)) is not None:
                 axes = [", ".join(f"{weight:g}" for weight in axis) for axis in (sheet.columns, sheet.rows)]
                 asked = drawn.request
                 guidance = "" if asked.guidance is None else f"{asked.guidance:g}"
-                return [asked.prompt, *axes, str(asked.seed), asked.steps, guidance]
-        return [gr.skip()] * 6
-
-    def on_cell(found: Sheet | None, known: Sequence[Known], base: str, event: gr.SelectData) -> list[Any]:
-        if found is None:
-            return [gr.skip()] * (1 + len(mix.outputs))
-        there = {one.name: one for one in known}
-        rows = found.weights(int(event.index))
-        try:
-            chosen = [there.get(row.name) or mixes.known_of(shared, row.name, base) for row in rows]
-        except DiffloraError as error:  # the sheet is older than the base or the library
-            return [problem(error), *[gr.skip()] * len(mix.outputs)]
-        return ["", *mixes.shown(chosen, rows)]
+                form = [asked.prompt, *axes, str(asked.seed), asked.steps, guidance]
+                known, rows, wrong = mixes.fitting(shared, sheet.mix, drawn.base)
+                return [*form, *([gr.skip()] * len(mix.outputs) if wrong else mixes.shown(known, rows))]
+        return [gr.skip()] * (6 + len(mix.outputs))
 
     draw.click(None, js=reveal("#blend-status"))
     draw.click(on_draw, [page.base, *inputs.all, *mix.inputs], results.outputs, **FOLLOWING)
     results.cancel.click(shared.stop, results.current, None, api_visibility="private", queue=False)
-    cell = [results.sheet, mix.known, page.base]
-    results.cells.select(on_cell, cell, [mix.message, *mix.outputs], api_visibility="private")
     again = returning(shared, KIND, _shown, outputs=len(results.outputs))
     page.blocks.load(again, None, results.outputs, **FOLLOWING)
     form = [inputs.prompt, inputs.columns, inputs.rows, inputs.seed, inputs.steps, inputs.guidance]
-    page.blocks.load(on_load, None, form, **QUIET)
+    page.blocks.load(on_load, None, [*form, *mix.outputs], **QUIET)
     page.tab.select(lambda: mixes.choices(shared), None, mix.picker, **QUIET)
+
+
+def _connect_cells(
+    shared: Shared, page: Page, inputs: Inputs, mix: Mix, results: Results, taken: gr.State
+) -> None:
+    """A cell gives its weights to the mix, and the mix goes to Generate, where it is drawn as here."""
+    count = len(inputs.all)
+
+    def on_cell(
+        request: gr.Request, number: int | None, found: Sheet | None, base: str, event: gr.SelectData
+    ) -> list[Any]:
+        unchanged = [gr.skip()] * (1 + len(mix.outputs))
+        if found is None or number is None:
+            return [gr.skip(), *unchanged]
+        cell = int(event.index)
+        known, rows, wrong = mixes.fitting(shared, found.weights(cell), base)
+        if wrong:  # the sheet is older than the base or the library
+            return [problem(DiffloraError("\n".join(wrong))), *unchanged]
+        job = shared.jobs.get(number, shared.owner(request))
+        picture = shared.jobs.place(job) / cell_name(*divmod(cell, len(found.columns)))
+        return ["", keep.Taken(tuple(rows), picture), *mixes.shown(known, rows)]
+
+    def on_use(base: str, *values: Any) -> list[Any]:
+        prompt, *_, seed, steps, guidance = values[:count]
+        try:
+            request = request_of(prompt, seed=seed, steps=int(steps), guidance=guidance)
+            drawing = Draw(base=base, request=request, mix=mixes.rows_of(values[count:]))
+        except (DiffloraError, ValidationError) as error:
+            return [problem(error), gr.skip(), gr.skip()]
+        return ["", Handed(drawing=drawing), gr.update(selected="generate")]
+
+    cell = [results.current, results.sheet, page.base]
+    results.cells.select(on_cell, cell, [mix.message, taken, *mix.outputs], api_visibility="private")
+    asked = [page.base, *inputs.all, *mix.inputs]
+    results.use.click(on_use, asked, [mix.message, page.handed, page.tabs], **QUIET)
 
 
 def _shown(found: View) -> list[Any]:
@@ -171,16 +201,18 @@ def _shown(found: View) -> list[Any]:
         return [gr.skip()] * 8
     running = gr.update(interactive=not job.is_over)
     if job.state != "done":
-        return [job.number, sheet, found.status, live(found), gr.skip(), gr.skip(), gr.skip(), running]
+        cells = gr.update(visible=found.preview is None)  # what is being drawn stands in their place
+        return [job.number, sheet, found.status, live(found), cells, gr.skip(), gr.skip(), running]
     whole = next(file for file in found.pictures if file.endswith(SHEET))
     cells = [file for file in found.pictures if file != whole]
     captions = [_caption(sheet, number) for number in range(len(cells))]
-    axes = " · ".join(name for name in (sheet.across, sheet.down) if name)
+    axes = ", ".join(f"{arrow} {name}" for arrow, name in _axes(sheet))
     pictures = gr.update(
         value=list(zip(cells, captions, strict=True)),
         columns=len(sheet.columns),
         label=f"{axes}: click a cell to take its weights",
         selected_index=None,
+        visible=True,
     )
     return [job.number, sheet, found.status, "", pictures, gr.update(visible=True), whole, running]
 
@@ -188,7 +220,12 @@ def _shown(found: View) -> list[Any]:
 def _caption(sheet: Sheet, cell: int) -> str:
     """The weights of a cell along its axes."""
     weights = {row.name: row.unet for row in sheet.weights(cell)}
-    return " · ".join(f"{weights[name]:.3g}" for name in (sheet.across, sheet.down) if name)
+    return "  ".join(f"{arrow} {weights[name]:.3g}" for arrow, name in _axes(sheet))
+
+
+def _axes(sheet: Sheet) -> list[tuple[str, str]]:
+    """Where each of the adapters that change grows stronger, as an arrow, and its name."""
+    return [(arrow, name) for arrow, name in (("→", sheet.across), ("↓", sheet.down)) if name]
 
 
 def _connect_axes(mix: Mix, across: Component, down: Component) -> None:

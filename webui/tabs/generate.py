@@ -19,10 +19,11 @@ from difflora import SAMPLERS, DiffloraError, Request, read_recipe, token_count
 from webui.following import FOLLOWING, QUIET, View, live, notice, problem, returning, view, views
 from webui.forms import Form, form
 from webui.parts import mix as mixes
+from webui.parts import prompt as prompts
 from webui.parts.mix import Mix
 from webui.restore import restored
 from webui.shared import Shared
-from webui.tabs.tab import Page, Tab, reveal
+from webui.tabs.tab import Handed, Page, Tab, reveal
 from webui.work.draw import Draw
 
 SIZE = ("width", "height")
@@ -30,6 +31,7 @@ PAIRS = (("guidance", "guidance_rescale"), ("clip_skip", "batch"))
 NUMBERS = (*SIZE, *PAIRS[0], *PAIRS[1])
 HISTORY = 60  # pictures
 KIND = "generate"
+FIXED, SEED = 7, 4  # widgets of the form before its numbers; which of them is the seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +119,17 @@ def _build(shared: Shared, page: Page) -> None:
     base = page.base
     with gr.Row():
         with gr.Column(scale=5, min_width=320):
-            prompt, negative, counter = _prompts()
+            prompt, negative, counter = _prompts(shared, base)
             with gr.Row():
                 button = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)
                 cancel = gr.Button("Cancel", elem_id="cancel", interactive=False, scale=1)
-            mix = mixes.build(shared, base=base, prompt=prompt, pick=page.pick)
+            mix = mixes.build(shared, base=base, prompt=prompt)
             inputs = _settings(prompt, negative)
         with gr.Column(scale=6, min_width=320):
             results = _results(cancel)
     _connect_drawing(shared, page, inputs, mix, results, button)
     _connect_pictures(shared, base, inputs, mix, results)
+    _connect_form(shared, page, inputs, mix)
     prompt.change(
         lambda text, base: _tokens(shared, text, base),
         [prompt, base],
@@ -136,9 +139,9 @@ def _build(shared: Shared, page: Page) -> None:
     )
 
 
-def _prompts() -> tuple[gr.Textbox, Component, Component]:
+def _prompts(shared: Shared, base: gr.Dropdown) -> tuple[gr.Textbox, Component, Component]:
     words = "<lora:name:0.7> adds an adapter, (word:1.2) gives a word more weight. Ctrl+Enter draws."
-    prompt = gr.Textbox(label="Prompt", lines=3, info=words, elem_id="prompt", autofocus=True)
+    prompt = prompts.build(shared, base, lines=3, info=words, elem_id="prompt", autofocus=True)
     counter = gr.HTML('<div class="counter">0 tokens</div>', elem_id="counter")
     negative = gr.Textbox(label="Negative prompt", lines=1, elem_id="negative")
     return prompt, negative, counter
@@ -222,11 +225,12 @@ def _results(cancel: gr.Button) -> Results:
 def shown(found: View, *, select: bool = True) -> list[Any]:
     """Updates for `Results.outputs`. A picture that is selected is scrolled to, by its browser."""
     job = found.job
-    pictures, files, infotext, chosen = gr.skip(), gr.skip(), gr.skip(), gr.skip()
+    pictures = gr.update(visible=found.preview is None)  # what is being drawn stands in its place
+    files, infotext, chosen = gr.skip(), gr.skip(), gr.skip()
     compared, slider = gr.skip(), gr.skip()
     if job.state == "done":
         files = list(found.pictures)
-        pictures = gr.Gallery(value=files, selected_index=0 if select else None)
+        pictures = gr.update(value=files, selected_index=0 if select else None, visible=True)
         chosen = found.pictures[0]
         infotext = _infotext(chosen)
         off = [file for file in found.pictures if file.endswith("-off.png")]
@@ -307,25 +311,60 @@ def _connect_pictures(shared: Shared, base: Component, inputs: Inputs, mix: Mix,
 
 def _restored(shared: Shared, path: Path | None, base: str, *, names: Sequence[str]) -> list[Any]:
     """Updates for the status, the form and the mix after settings were taken from a picture."""
-    unchanged = [gr.skip()] * (7 + len(names) + len(mixes.shown([], [])))
+    unchanged = [gr.skip()] * (FIXED + len(names) + len(mixes.shown([], [])))
     if path is None:
         return [problem(DiffloraError("no picture is chosen: click one first.")), *unchanged]
     try:
         found = restored(path, shared.library)
     except DiffloraError as error:
         return [problem(error), *unchanged]
-    known, rows, notes = [], [], list(found.notes)
-    for row in found.rows:
-        try:
-            known.append(mixes.known_of(shared, row.name, base))
-            rows.append(row)
-        except DiffloraError as error:
-            notes.append(str(error))
-    request = found.request
-    numbers = ["" if (value := getattr(request, name)) is None else f"{value:g}" for name in names]
-    result = problem(DiffloraError("; ".join(notes))) if notes else notice("settings restored")
-    fields = [request.prompt, request.negative, request.sampler, request.steps, str(request.seed), 1, False]
-    return [result, *fields, *numbers, *mixes.shown(known, rows)]
+    drawing = Draw(base=base, request=found.request, mix=found.rows)
+    wrong, *filled = _filled(shared, drawing, names=names)
+    notes = [*found.notes, *wrong]
+    return [problem(DiffloraError("\n".join(notes))) if notes else notice("settings restored"), *filled]
+
+
+def _filled(shared: Shared, drawing: Draw, *, names: Sequence[str]) -> list[Any]:
+    """Which adapters of a drawing cannot be used; then updates for `Inputs.all` and `Mix.outputs`."""
+    request = drawing.request
+    known, rows, wrong = mixes.fitting(shared, drawing.mix, drawing.base)
+    given = request.model_dump(include=set(names), exclude_defaults=True, exclude_none=True)
+    numbers = [f"{given[name]:g}" if name in given else "" for name in names]
+    fixed = [request.prompt, request.negative, request.sampler, request.steps, str(request.seed)]
+    return [wrong, *fixed, drawing.count, drawing.compare, *numbers, *mixes.shown(known, rows)]
+
+
+def _connect_form(shared: Shared, page: Page, inputs: Inputs, mix: Mix) -> None:
+    """The form is as at the visitor's last drawing, and takes what other tabs hand to it."""
+    names, mixed = list(inputs.numbers), len(mixes.shown([], []))
+
+    def on_load(request: gr.Request) -> list[Any]:
+        for job in shared.jobs.of(shared.owner(request), kind=KIND, limit=1):
+            drawing = Draw.model_validate_json(job.request)
+            try:
+                shared.outline(drawing.base)
+            except DiffloraError:  # it has gone since
+                break
+            _, *filled = _filled(shared, drawing, names=names)
+            filled[SEED] = gr.skip()  # of a new picture, unless asked otherwise
+            return [drawing.base, *filled]
+        return [gr.skip()] * (1 + FIXED + len(names) + mixed)
+
+    def on_handed(handed: Handed | None, base: str, *values: Any) -> list[Any]:
+        if handed is None or handed.drawing is None:
+            name = "" if handed is None else handed.adapter
+            told, *rows = mixes.added(shared, name, base, values)
+            return [told, *[gr.skip()] * (FIXED + len(names)), *rows]
+        wrong, *filled = _filled(shared, handed.drawing, names=names)
+        return [problem(DiffloraError("\n".join(wrong))) if wrong else "", *filled]
+
+    page.blocks.load(on_load, None, [page.base, *inputs.all, *mix.outputs], **QUIET)
+    page.handed.change(
+        on_handed,
+        [page.handed, page.base, *mix.inputs],
+        [mix.message, *inputs.all, *mix.outputs],
+        **QUIET,
+    )
 
 
 def _seed_of(path: str | None) -> str:

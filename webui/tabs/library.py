@@ -102,7 +102,7 @@ def _page(shared: Shared, query: Query) -> list[Any]:
 
 def _label(entry: LibraryEntry) -> str:
     """Three lines below a picture."""
-    rank = f" {max(entry.ranks)}" if entry.ranks else ""
+    rank = f" {entry.rank}" if entry.ranks else ""
     kind = f"{entry.family} · {', '.join(entry.kinds) or 'words'}{rank} · {entry.size / 2**20:.1f} MiB"
     digits = (entry.hashes.autov3 or entry.hashes.autov2 or entry.hashes.legacy)[:8]
     return f"{entry.name}\n{kind}\n{' · '.join(part for part in (entry.trigger, digits) if part)}"

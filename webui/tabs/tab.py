@@ -1,24 +1,36 @@
 """What a tab is, and what of the page all tabs see."""
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import gradio as gr
 
 from webui.shared import Shared
+from webui.work.draw import Draw
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """What another tab hands to Generate: the name of an adapter that joins its mix, or a drawing that takes
+    the place of its whole form. `number` is another one each time, so that the page sees that it came."""
+
+    adapter: str = ""
+    drawing: Draw | None = None
+    number: int = field(default_factory=time.monotonic_ns)
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
     """The page and the widgets above its tabs.
 
-    `base` names the base model; an adapter's name put into `pick` joins the mix of the Generate tab; `tabs`
-    chooses the tab on show, and `tab` is the one being built.
+    `base` names the base model; `handed` is a State whose `Handed` the Generate tab takes; `tabs` chooses the
+    tab on show, and `tab` is the one being built.
     """
 
     blocks: gr.Blocks
     base: gr.Dropdown
-    pick: gr.Textbox
+    handed: gr.State
     tabs: gr.Tabs
     tab: gr.Tab
 

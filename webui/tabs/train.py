@@ -23,7 +23,7 @@ from webui.following import FOLLOWING, View, notice, problem, returning, views
 from webui.forms import Form, form
 from webui.jobs import Job
 from webui.shared import Shared
-from webui.tabs.tab import Page, Tab, reveal
+from webui.tabs.tab import Handed, Page, Tab, reveal
 from webui.uploads import PICTURES, taken, write_caption
 from webui.work.training import COURSE, Training, step_of
 
@@ -321,12 +321,12 @@ def _connect(shared: Shared, page: Page, inputs: Inputs, results: Results, start
     def on_use(request: gr.Request, number: int | None) -> tuple[Any, Any]:
         job = shared.jobs.get(number or 0, shared.owner(request))
         shared.library.refresh()
-        return json.loads(job.result)["adapter"], gr.update(selected="generate")
+        return Handed(json.loads(job.result)["adapter"]), gr.update(selected="generate")
 
     start.click(None, js=reveal("#train-status"))
     start.click(on_start, [page.base, *inputs.all], results.outputs, **FOLLOWING)
     results.stop.click(shared.stop, results.current, None, api_visibility="private", queue=False)
-    results.use.click(on_use, results.current, [page.pick, page.tabs], api_visibility="private")
+    results.use.click(on_use, results.current, [page.handed, page.tabs], api_visibility="private")
     again = returning(shared, KIND, show, outputs=len(results.outputs))
     page.blocks.load(again, None, results.outputs, **FOLLOWING)
 

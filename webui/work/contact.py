@@ -35,13 +35,18 @@ class Contact(BaseModel):
     axes: tuple[SheetAxis, ...] = Field(min_length=1, max_length=2)
 
 
+def cell_name(row: int, column: int) -> str:
+    """The file of one of the pictures."""
+    return f"cell-{row:02}-{column:02}.png"
+
+
 def contact(wanted: Contact, desk: Desk) -> Done:
     """Draws the sheet and each of its cells."""
     desk.say("loading the base and the adapters")
     model = desk.bases.get(wanted.base)
     found = resolve(wanted.request.prompt, desk.library())
     request = wanted.request.model_copy(update={"prompt": found.prompt})
-    desk.note = "drawing"
+    desk.note = "drawing, step"
     sheet = grid(
         model,
         request,
@@ -52,7 +57,7 @@ def contact(wanted: Contact, desk: Desk) -> Done:
     )
     sheet.image.save(desk.folder / SHEET)
     cells = [
-        desk.keep(image, f"cell-{row:02}-{column:02}.png")
+        desk.keep(image, cell_name(row, column))
         for row, images in enumerate(sheet.cells)
         for column, image in enumerate(images)
     ]

@@ -30,13 +30,14 @@ def draw(wanted: Draw, desk: Desk) -> Done:
     found = resolve(wanted.request.prompt, desk.library())
     stack = Stack([*desk.stack(wanted.mix), *found.stack])
     request = wanted.request.model_copy(update={"prompt": found.prompt})
-    passes = [(stack, "")] + ([(Stack(), "-off")] if wanted.compare and len(stack) else [])
-    desk.note = "drawing"
+    both = wanted.compare and len(stack) > 0
+    passes = [(stack, "", "with the adapters"), (Stack(), "-off", "with the adapters off")]
     files: list[str] = []
-    for number, (mix, ending) in enumerate(passes):
+    for number, (mix, ending, told) in enumerate(passes if both else passes[:1]):
+        desk.note = f"drawing {told}, step" if both else "drawing, step"
 
         def progress(done: int, total: int, before: int = number) -> None:
-            desk.progress(before * total + done, len(passes) * total)
+            desk.progress(before * total + done, (1 + both) * total)
 
         images = generate(
             model,
