@@ -52,7 +52,8 @@ def generate(
 
     Image i is drawn from seed + i, `request.batch` images at once. Fields of the request that are None take
     the base's own values (`resolved`). `mode` is how the stack is applied, None for `default_mode(model)`.
-    `watch` is shown the latents of a batch after each step (`LatentColours` makes pictures of them).
+    `watch` is shown what a batch's finished latents will be, as foreseen at each step (`LatentColours` makes
+    pictures of them).
     The same call gives the same bytes on the same machine with the same versions, dtype, batch and thread
     count. Raises FitError or ApplyError as `applied` does, PromptError, ConfigError, GenerationError on NaN.
     """

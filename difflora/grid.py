@@ -84,8 +84,8 @@ def grid(
     What no axis changes comes from `request` and `stack`. `request.batch` cells are drawn at once where
     they share steps, guidance and the number of text chunks. The stack is live: a cell equals a single
     image of the same mix in live mode but for the rounding that the batch size brings (at most 1 of 255 in
-    float32). `progress(done, total)` counts steps; raising from it aborts. `watch` is shown the latents of
-    the cells that are drawn at once.
+    float32). `progress(done, total)` counts steps; raising from it aborts. `watch` is shown what the
+    latents of the cells that are drawn at once will be.
 
     Raises ConfigError naming everything that is wrong with the axes, ApplyError and FitError as `applied`
     does.

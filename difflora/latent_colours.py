@@ -41,7 +41,7 @@ class LatentColours:
     def pictures(self, latents: Tensor) -> list[Image.Image]:
         """One picture a latent (4, h, w), w by h pixels, from latents (B, 4, h, w) at any noise level."""
         known = latents.detach().float().cpu()
-        # Some samplers keep their latents at the scale of their noise.
+        # What is foreseen of pure noise, or latents at the scale of their noise, can be of any size.
         known = known / known.std(dim=(1, 2, 3), keepdim=True).clamp(min=1)
         colours = torch.einsum("bchw,cd->bhwd", known, self.weight) + self.bias
         levels = ((colours + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

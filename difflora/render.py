@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor
 from difflora.adapter import Tokens
 from difflora.encode import TextConditioning, encode, token_chunks
 from difflora.errors import GenerationError
-from difflora.samplers import make_scheduler
+from difflora.samplers import foresee, make_scheduler
 
 if TYPE_CHECKING:
     from difflora.families.model import Model
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 StepHook = Callable[[int, int], None]
 """Called after each step with (steps done, steps in all); raising from it aborts."""
 Watch = Callable[[Tensor], None]
-"""Called after each step with the latents (B, 4, height / 8, width / 8) of the batch: to look at only."""
+"""Called after each step with the finished latents (B, 4, height / 8, width / 8) of the batch as the network
+foresees them: to look at only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +113,12 @@ def _denoise(
     pipeline = model.pipeline
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in batch.seeds]
     finite: list[Tensor] = []
+    foreseen: deque[Tensor] = deque(maxlen=1)
 
     def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         finite.append(tensors["latents"].isfinite().all())
         if watch is not None:
-            watch(tensors["latents"])
+            watch(foreseen[-1])
         if on_step is not None:
             on_step((step + 1) * batch.steps // pipe.num_timesteps, batch.steps)
         return tensors
@@ -144,6 +147,8 @@ def _denoise(
             "target_size": size,
         }
     with _sampler(pipeline, batch):
+        if watch is not None:
+            foresee(pipeline.scheduler, foreseen.append)
         latents: Tensor = pipeline(**arguments).images
     _require_finite_steps(model, torch.stack(finite).tolist())
     return latents

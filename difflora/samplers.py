@@ -1,15 +1,20 @@
 """The table of samplers: an A1111 display name -> a diffusers scheduler class and its options."""
 
+from __future__ import annotations
+
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, wraps
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from difflora.errors import ConfigError, listing
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Spacing = Literal["range", "karras", "exponential"]
 
@@ -181,6 +186,29 @@ def make_scheduler(name: str, config: Mapping[str, Any], *, seeds: Sequence[int]
     if row.spacing != "range":
         options[f"use_{row.spacing}_sigmas"] = True
     return scheduler_class(**{key: value for key, value in facts.items() if key in accepted}, **options)
+
+
+def foresee(scheduler: Any, see: Callable[[Tensor], None]) -> None:
+    """Has `see` called before each step of a scheduler with the finished latents (B, 4, h, w) that the
+    network's answer to the noisy ones implies: x₀ = (x − √(1−ᾱ)·ε) / √ᾱ, or √ᾱ·x − √(1−ᾱ)·v.
+
+    Source: Ho et al. 2020 (noise); Salimans & Ho 2022 (velocity).
+    """
+    step = scheduler.step
+
+    @wraps(step)  # pipelines look at its signature
+    def told(model_output: Tensor, timestep: Any, sample: Tensor, *rest: Any, **more: Any) -> Any:
+        known = np.asarray(scheduler.alphas_cumprod, dtype=float)
+        level = float(np.interp(float(timestep), np.arange(len(known)), known))
+        signal, spread = level**0.5, (1 - level) ** 0.5
+        noisy = scheduler.scale_model_input(sample, timestep)
+        if scheduler.config.prediction_type == "v_prediction":
+            see(signal * noisy - spread * model_output)
+        else:
+            see((noisy - spread * model_output) / signal)
+        return step(model_output, timestep, sample, *rest, **more)
+
+    scheduler.step = told
 
 
 def _check(row: Sampler, facts: Mapping[str, Any], rescaled: bool, seeds: Sequence[int] | None) -> None:

@@ -37,6 +37,15 @@ def test_what_is_watched_looks_most_like_its_own_image(shapes_model: Model, colo
     assert [row.index(min(row)) for row in away] == [0, 1, 2]
 
 
+def test_what_is_watched_is_known_early(shapes_model: Model, colours: LatentColours) -> None:
+    seen: list[torch.Tensor] = []
+    request = Request(prompt=PROMPTS[1], steps=12, seed=3)
+    generate(shapes_model, request, watch=lambda latents: seen.append(latents.clone()))
+    pictures = [numbers(colours.pictures(latents)[0]) for latents in seen]
+    away = [np.abs(picture - pictures[-1]).mean() for picture in pictures]
+    assert max(away) < 35 and away[6] < 12, away
+
+
 def test_watching_changes_nothing(shapes_model: Model) -> None:
     request = Request(prompt="a red circle", steps=3, seed=3)
     (watched,) = generate(shapes_model, request, watch=lambda latents: None)

@@ -12,7 +12,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from difflora.errors import ConfigError
-from difflora.samplers import SAMPLERS, find_sampler, make_scheduler
+from difflora.samplers import SAMPLERS, find_sampler, foresee, make_scheduler
 
 # diffusers 0.42 hands tensors to numpy 2 in a way numpy means to change; users never see it.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -42,11 +42,16 @@ def alphas_of(config):
     return DDIMScheduler(**{k: config[k] for k in keys if k in config}).alphas_cumprod.double().numpy()
 
 
-def denoise(x, timestep, alphas, prediction):
-    """The best answer to a noised image when images are N(0.7, 0.3) in every pixel."""
+def clean_of(x, timestep, alphas):
+    """The best guess at the image in a noised one when images are N(0.7, 0.3) in every pixel; a and s."""
     level = np.interp(float(timestep), np.arange(1000), alphas)
     a, s = level**0.5, (1 - level) ** 0.5
-    clean = MEAN + a * SPREAD**2 / ((a * SPREAD) ** 2 + s**2) * (x.double() - a * MEAN)
+    return MEAN + a * SPREAD**2 / ((a * SPREAD) ** 2 + s**2) * (x.double() - a * MEAN), a, s
+
+
+def denoise(x, timestep, alphas, prediction):
+    """The best answer to a noised image when images are N(0.7, 0.3) in every pixel."""
+    clean, a, s = clean_of(x, timestep, alphas)
     noise = (x.double() - a * clean) / max(s, 1e-9)
     return (a * noise - s * clean if prediction == "v_prediction" else noise).float()
 
@@ -84,6 +89,23 @@ def test_every_sampler_reaches_the_known_distribution(name, config):
     assert 0.15 < x.std().item() < 0.38  # first-order samplers of 20 steps shrink the spread
     if SAMPLERS[name].method not in RANDOM:
         assert (x - (MEAN + SPREAD * start)).abs().max() < 0.35
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_finished_image_is_foreseen_at_every_step(name, config):
+    scheduler = make_scheduler(name, config, seeds=SEEDS)
+    scheduler.set_timesteps(7)
+    seen = []
+    foresee(scheduler, seen.append)
+    alphas, source = alphas_of(config), torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, 8, 8, generator=source) * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        noisy = scheduler.scale_model_input(x, timestep)
+        answer = denoise(noisy, timestep, alphas, config["prediction_type"])
+        x = scheduler.step(answer, timestep, x).prev_sample
+        torch.testing.assert_close(seen[-1].double(), clean_of(noisy, timestep, alphas)[0], atol=2e-3, rtol=0)
+    assert len(seen) == len(scheduler.timesteps)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -91,7 +91,9 @@ def test_a_phone_in_the_dark_shows_the_same(browser: Any, site: Site, shot: Shot
     context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme="dark")
     page = context.new_page()
     opened(page, site)
-    assert "done in" in draw(page, "a large green star on a yellow background <lora:neon:0.8>, neon style", 25)
+    assert "done in" in draw(
+        page, "a large green star on a yellow background <lora:neon:0.8>, neon style", 25
+    )
     expect(page.locator("#gallery img").first).to_be_visible(timeout=LONG)
     page.evaluate("document.querySelector('#status').scrollIntoView()")
     shot(page, "phone", whole=False)
