@@ -77,6 +77,7 @@ def _others(shared: Shared) -> tuple[Callable[..., Any], ...]:
         """Trains as `options` say, fields of TrainConfig (preset, data, name, trigger, steps ...). Returns
         the job: with `wait` at its end, else at once, for `jobs` to look at."""
         given = {"base_model": shared.settings.base_model, **options}
+        shared.require_readable(str(given.get("data", "")), shared.owner(request))
         configure({**given, "output": "outputs"})  # what is wrong is told before a job is made of it
         wanted = Training(options={name: value for name, value in given.items() if name != "output"})
         if wait:

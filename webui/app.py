@@ -17,7 +17,7 @@ import uvicorn
 
 from difflora import DiffloraError
 from webui import api
-from webui.parts import header
+from webui.parts import header, queue
 from webui.passwords import Gate, PasswordError, add_user, read_users
 from webui.settings import Settings
 from webui.shared import Shared
@@ -30,6 +30,7 @@ LOOPBACK = "127.0.0.1"
 EVERYWHERE = "0.0.0.0"
 ASSETS = Path(__file__).parent / "assets"
 MAX_UPLOAD = "64mb"
+AT_ONCE = 256  # requests
 SAMPLES = Path(__file__).parents[1] / "sample_data"
 
 
@@ -93,13 +94,15 @@ def build(shared: Shared) -> gr.Blocks:
     """The page, not yet served."""
     with gr.Blocks(title="difflora", analytics_enabled=False) as page:
         base = header.build(shared, page)
+        queue.build(shared)
         handed = gr.State(None)
         with gr.Tabs() as tabs:
             for tab in TABS:
                 with gr.Tab(tab.title, id=tab.title.lower()) as shown:
                     tab.build(shared, Page(page, base, handed, tabs, shown))
         api.build(shared)
-    page.queue(max_size=256, default_concurrency_limit=16)
+    page.queue(max_size=AT_ONCE, default_concurrency_limit=16)
+    page.max_threads = AT_ONCE  # whoever follows a job keeps one
     return page
 
 

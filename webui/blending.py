@@ -10,10 +10,11 @@ from typing import Any
 from difflora import Request
 from difflora.errors import ConfigError
 from webui.work.contact import Contact, SheetAxis
-from webui.work.desk import MixRow
+from webui.work.desk import LIMIT, MixRow
 
 START = "0 - 1 [5]"
 MAX_STEPS = 12
+AT_ONCE = 25
 _RANGE = re.compile(r"\s*(-?[\d.]+)\s*-\s*(-?[\d.]+)\s*\[\s*(\d+)\s*\]\s*")
 
 
@@ -33,7 +34,13 @@ class Sheet:
         dialled = {self.across: self.columns[column]}
         if self.down:
             dialled[self.down] = self.rows[row]
-        return tuple(one.model_copy(update={"unet": dialled.get(one.name, one.unet)}) for one in self.mix)
+        return tuple(_dialled(one, dialled[one.name]) if one.name in dialled else one for one in self.mix)
+
+
+def _dialled(row: MixRow, value: float) -> MixRow:
+    """As `grid` does: on the text encoders in the proportion that it had."""
+    text = value * row.text / row.unet if row.text is not None and row.unet else None
+    return row.model_copy(update={"unet": value, "text": text})
 
 
 def steps_of(text: str) -> tuple[float, ...]:
@@ -47,10 +54,10 @@ def steps_of(text: str) -> tuple[float, ...]:
             values = [float(part) for part in text.split(",")]
     except ValueError:
         values = []
-    if not 1 <= len(values) <= MAX_STEPS or not all(abs(value) <= 4 for value in values):
+    if not 1 <= len(values) <= MAX_STEPS or not all(abs(value) <= LIMIT for value in values):
         raise ConfigError(
-            f"{text!r}: expected up to {MAX_STEPS} weights between -4 and 4, as in `0, 0.5, 1`, or a range "
-            "with a number of steps, as in `0 - 1 [5]`."
+            f"{text!r}: expected up to {MAX_STEPS} weights between -{LIMIT:g} and {LIMIT:g}, as in "
+            "`0, 0.5, 1`, or a range with a number of steps, as in `0 - 1 [5]`."
         )
     return tuple(round(value, 4) for value in values)
 
@@ -82,10 +89,13 @@ def request_of(prompt: str, *, seed: str, steps: int, guidance: str, **more: Any
     return Request(prompt=prompt, steps=steps, **given)
 
 
-def contact_of(base: str, sheet: Sheet, prompt: str, *, seed: str, steps: int, guidance: str) -> Contact:
-    """The job that draws a sheet. Raises ConfigError naming fields that cannot be used."""
+def contact_of(
+    base: str, sheet: Sheet, prompt: str, *, seed: str, steps: int, guidance: str, at_once: int = AT_ONCE
+) -> Contact:
+    """The job that draws a sheet, `at_once` of its cells in a batch. Raises ConfigError naming fields that
+    cannot be used."""
     cells = len(sheet.columns) * len(sheet.rows)
-    request = request_of(prompt, seed=seed, steps=steps, guidance=guidance, batch=min(cells, 25))
+    request = request_of(prompt, seed=seed, steps=steps, guidance=guidance, batch=min(cells, at_once))
     axes = [SheetAxis(name="weight", values=sheet.columns, adapter=sheet.across)]
     if sheet.down:
         axes.append(SheetAxis(name="weight", values=sheet.rows, adapter=sheet.down))

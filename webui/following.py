@@ -36,9 +36,11 @@ class View:
 
 
 def views(shared: Shared, job: Job) -> Iterator[View]:
-    """The job's view whenever something about it changes, until it is over."""
-    for now in shared.jobs.follow(job):
-        yield view(shared, now)
+    """The job's view whenever something about it changes, until it is over. The owner's jobs of its kind that
+    come before it are shown first: what is asked for while one is drawn waits in sight."""
+    while (front := shared.jobs.before(job)).number != job.number:
+        yield from (view(shared, now) for now in shared.jobs.follow(front))
+    yield from (view(shared, now) for now in shared.jobs.follow(job))
 
 
 def returning(
@@ -61,20 +63,21 @@ def view(shared: Shared, job: Job) -> View:
     drawing = job.state == "running" and PREVIEW in job.files
     return View(
         job,
-        status(job, ahead=shared.jobs.ahead(job)),
+        status(job, ahead=shared.jobs.ahead(job), behind=shared.jobs.behind(job)),
         tuple(shared.served(job, names)),
         _fresh(shared.jobs.place(job) / PREVIEW) if drawing else None,
     )
 
 
-def status(job: Job, *, ahead: int) -> str:
+def status(job: Job, *, ahead: int, behind: int = 0) -> str:
     """How far a job is, as HTML; whatever comes from files or users is text in it."""
     if job.state == "waiting":
         text = html.escape("starting" if ahead == 0 else f"waiting: {ahead} before it")
     elif job.state == "running":
         bar = f'<progress value="{job.done}" max="{job.total}"></progress> ' if job.total else ""
+        waiting = f" · {behind} more in line" if behind else ""
         steps = f" {job.done} of {job.total}" if job.total and job.kind != "train" else ""
-        text = f"{bar}{html.escape(job.note)}{steps} · {job.seconds:.0f} s"
+        text = f"{bar}{html.escape(job.note)}{steps} · {job.seconds:.0f} s{waiting}"
     elif job.state == "failed":
         text = _ERROR.format(html.escape(job.error))
     elif job.state == "cancelled":

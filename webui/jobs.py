@@ -21,6 +21,7 @@ State = Literal["waiting", "running", "done", "failed", "cancelled"]
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
 MAX_WAITING = 64  # of one owner
 POLL = 0.02  # seconds between two looks at a job that is followed
+PATIENT = 0.2  # the same while it has waited for longer than a second
 SECOND = 1.0  # after which the seconds of a job that runs have changed
 _FILE = "jobs.sqlite"
 _COLUMNS = (
@@ -127,11 +128,29 @@ class Jobs:
             raise JobError(f"there is no job {number} of yours.")
         return found[0]
 
-    def of(self, owner: str, *, limit: int = 50, kind: str | None = None) -> list[Job]:
-        """The newest jobs of `owner`, the newest first."""
+    def of(self, owner: str, *, limit: int | None = 50, kind: str | None = None) -> list[Job]:
+        """The newest jobs of `owner`, the newest first; all of them without a limit."""
         where = "where owner = ?" + ("" if kind is None else " and kind = ?")
         values = (owner,) if kind is None else (owner, kind)
-        return self._select(f"{where} order by number desc limit ?", (*values, limit))
+        return self._select(
+            f"{where} order by number desc limit ?", (*values, -1 if limit is None else limit)
+        )
+
+    def before(self, job: Job) -> Job:
+        """The oldest of the owner's jobs of the same kind that is not over, up to this one; it itself if none
+        is."""
+        where = "where owner = ? and kind = ? and number < ? and state in ('waiting', 'running')"
+        found = self._select(f"{where} order by number limit 1", (job.owner, job.kind, job.number))
+        return found[0] if found else job
+
+    def behind(self, job: Job) -> int:
+        """How many of the owner's jobs of the same kind wait behind a job."""
+        with closing(self._open()) as database:
+            (count,) = database.execute(
+                "select count(*) from jobs where owner = ? and kind = ? and number > ? and state = 'waiting'",
+                (job.owner, job.kind, job.number),
+            ).fetchone()
+        return int(count)
 
     def ahead(self, job: Job) -> int:
         """How many jobs are made before a waiting one, the running one counted."""
@@ -161,7 +180,8 @@ class Jobs:
         yield job
         told = time.monotonic()
         while not job.is_over:
-            time.sleep(POLL)
+            waits = job.state == "waiting" and time.monotonic() - told >= SECOND
+            time.sleep(PATIENT if waits else POLL)
             now = self.get(job.number, job.owner)
             if now != job or (now.state == "running" and time.monotonic() - told >= SECOND):
                 job, told = now, time.monotonic()
@@ -188,21 +208,23 @@ class Jobs:
         return next(iter(self._select("where state = 'running' limit 1", ())), None)
 
     def report(self, job: Job, *, done: int, total: int, note: str = "", files: Sequence[str] = ()) -> bool:
-        """Says how far a running job is; returns whether it is asked to end."""
+        """Says how far a running job is; returns whether it is asked to end, as one is that does not run any
+        more."""
         with closing(self._open()) as database, database:
             row = database.execute(
-                "update jobs set done = ?, total = ?, note = ?, files = ? where number = ? returning stop",
+                "update jobs set done = ?, total = ?, note = ?, files = ? "
+                "where number = ? and state = 'running' returning stop",
                 (done, total, note, json.dumps(list(files)), job.number),
             ).fetchone()
-        return bool(row[0])
+        return row is None or bool(row[0])
 
     def finish(self, job: Job, *, files: Sequence[str], result: str = "{}") -> None:
         """A running job is done."""
         self._end(job, "done", files=files, result=result)
 
     def fail(self, job: Job, error: str) -> None:
-        """A running job has failed, `error` says why and what to do."""
-        self._end(job, "failed", files=job.files, error=error)
+        """A running job has failed, `error` says why and what to do. What it has made so far stays."""
+        self._end(job, "failed", error=error)
 
     def end_cancelled(self, job: Job, *, note: str, files: Sequence[str] = ()) -> None:
         """A running job has ended because it was asked to."""
@@ -211,23 +233,26 @@ class Jobs:
     def put_back(self, job: Job) -> None:
         """A running job waits again, at its old place."""
         with closing(self._open()) as database, database:
-            database.execute("update jobs set state = 'waiting' where number = ?", (job.number,))
+            database.execute(
+                "update jobs set state = 'waiting' where number = ? and state = 'running'", (job.number,)
+            )
 
     def _end(
         self,
         job: Job,
         state: State,
         *,
-        files: Sequence[str],
+        files: Sequence[str] | None = None,
         result: str = "{}",
         error: str = "",
         note: str = "",
     ) -> None:
+        names = None if files is None else json.dumps(list(files))
         with closing(self._open()) as database, database:
             database.execute(
-                "update jobs set state = ?, files = ?, result = ?, error = ?, note = ?, ended = ? "
-                "where number = ?",
-                (state, json.dumps(list(files)), result, error, note, time.time(), job.number),
+                "update jobs set state = ?, files = coalesce(?, files), result = ?, error = ?, note = ?, "
+                "ended = ? where number = ? and state = 'running'",
+                (state, names, result, error, note, time.time(), job.number),
             )
 
     def _select(self, where: str, values: tuple[object, ...]) -> list[Job]:

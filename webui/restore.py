@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
+from pydantic import ValidationError
 
 from difflora import DiffloraError, Library, Request, read_parameters, read_recipe
 from difflora.errors import LibraryError, RecipeError
@@ -17,10 +18,12 @@ MAX_BYTES, MAX_PIXELS = 64 << 20, 64_000_000
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What a picture was made with. `notes` say what could not be restored."""
+    """What a picture was made with; `base` is the short name of a base, "" if it is not known. `notes` say
+    what could not be restored."""
 
     request: Request
     rows: tuple[MixRow, ...]
+    base: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -39,20 +42,23 @@ def restored(picture: Path, library: Library) -> Restored:
         recipe = read_recipe(picture)
     except RecipeError:
         return _from_parameters(picture, library)
-    rows, notes = [], []
+    rows: list[MixRow] = []
+    notes: list[str] = []
     for one in recipe.adapters:
-        text = None if one.text == one.unet else one.text
         try:
             name = library.by_hash(one.data_hash).meta.name
-            rows.append(MixRow(name=name, unet=one.unet, text=text))
         except LibraryError:
             notes.append(f"the adapter {one.name!r} ({one.data_hash[:12]}) is not in the library")
-    return Restored(recipe.request.model_copy(update={"seed": recipe.seed}), tuple(rows), tuple(notes))
+            continue
+        _add(rows, notes, name, unet=one.unet, text=one.text)
+    request = recipe.request.model_copy(update={"seed": recipe.seed})
+    return Restored(request, tuple(rows), recipe.base.name, tuple(notes))
 
 
 def _from_parameters(picture: Path, library: Library) -> Restored:
     found = read_parameters(picture)
-    rows, notes = [], []
+    rows: list[MixRow] = []
+    notes: list[str] = []
     for tag in found.tags:
         try:
             name = library.find(found.lora_hashes.get(tag.name, tag.name)).name
@@ -62,10 +68,17 @@ def _from_parameters(picture: Path, library: Library) -> Restored:
             except DiffloraError:
                 notes.append(f"the adapter {tag.name!r} is not in the library")
                 continue
-        text = None if tag.text == tag.unet else tag.text
-        rows.append(MixRow(name=name, unet=tag.unet, text=text))
+        _add(rows, notes, name, unet=tag.unet, text=tag.text)
     notes += [f"not used: {name} = {value}" for name, value in found.unused.items()]
-    return Restored(found.request, tuple(rows), tuple(notes))
+    return Restored(found.request, tuple(rows), notes=tuple(notes))
+
+
+def _add(rows: list[MixRow], notes: list[str], name: str, *, unet: float, text: float) -> None:
+    """Adds a row, or a note if no mix can have such a weight."""
+    try:
+        rows.append(MixRow(name=name, unet=unet, text=None if text == unet else text))
+    except ValidationError:
+        notes.append(f"the weight of {name!r} is {unet:g}, more than a mix can have")
 
 
 def _require_small(picture: Path) -> None:

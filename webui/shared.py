@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import gradio as gr
 
 from difflora import Library, outline
+from difflora.errors import ConfigError
 from webui.jobs import Job, Jobs
 from webui.settings import Settings
-from webui.visitors import owner_of
+from webui.visitors import LOCAL, owner_of
 
 if TYPE_CHECKING:
     from difflora import Model
@@ -45,6 +46,25 @@ class Shared:
         """Whose jobs a request may see."""
         return owner_of(request, is_shared=self.is_shared)
 
+    def uploads(self, owner: str) -> Path:
+        """The folder of what `owner` has brought through the page."""
+        return self.settings.uploads / hashlib.sha256(owner.encode()).hexdigest()[:12]
+
+    def require_readable(self, folder: str, owner: str) -> None:
+        """Raises ConfigError if a folder of images holds, or lies in, what other users have made."""
+        if owner == LOCAL:
+            return
+        place, own = Path(folder).expanduser().resolve(), self.uploads(owner).resolve()
+        for private in (self.settings.jobs, self.settings.uploads, self.settings.trash):
+            others = private.resolve()
+            if (place.is_relative_to(others) and not place.is_relative_to(own)) or others.is_relative_to(
+                place
+            ):
+                raise ConfigError(
+                    f"{folder} holds what others have made in this page. Upload your images, or name another "
+                    "folder."
+                )
+
     def stop(self, request: gr.Request, number: int | None) -> None:
         """Asks a job to end, where it is the visitor's own; None is no job."""
         if number is not None:
@@ -56,8 +76,9 @@ class Shared:
         Gradio serves what lies in its own temporary folder, to whoever knows the path: a copy is put there,
         in a folder whose name nobody can guess, and the folders of jobs themselves are not served.
         """
-        folder = self.private(f"{job.owner} {job.number}")
-        return [str(_linked(self.jobs.place(job) / name, folder / name)) for name in names]
+        folder, place = self.private(f"{job.owner} {job.number}"), self.jobs.place(job)
+        there = [name for name in names if (place / name).exists()]  # not what was deleted by hand
+        return [str(_linked(place / name, folder / name)) for name in there]
 
     def private(self, what: str) -> Path:
         """A folder that the page may serve from, under a name that nobody can guess."""

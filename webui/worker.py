@@ -37,13 +37,17 @@ def work_through(jobs: Jobs, settings: Settings, *, works: Mapping[str, Work]) -
     """Does jobs as they come, until Ended is raised."""
     bases = Bases()
     parent = os.getppid()
+
+    def is_wanted() -> bool:
+        return os.getppid() == parent  # without its page a worker has nothing to do
+
     threading.Thread(target=_tell, args=(settings, bases), name="state", daemon=True).start()
-    while os.getppid() == parent:  # without its page a worker has nothing to do
+    while is_wanted():
         job = jobs.claim()
         if job is None:
             time.sleep(IDLE)
         else:
-            do(job, Desk(job, jobs, settings, bases), works=works)
+            do(job, Desk(job, jobs, settings, bases, is_wanted=is_wanted), works=works)
 
 
 def _tell(settings: Settings, bases: Bases) -> None:
@@ -67,16 +71,24 @@ def do(job: Job, desk: Desk, *, works: Mapping[str, Work]) -> None:
     except Cancelled as cancelled:
         jobs.end_cancelled(job, note=cancelled.note, files=desk.files)
     except Ended:
-        jobs.put_back(job)  # a training goes on from what it has saved, a drawing begins again
+        if desk.is_wanted():  # else the next page has it already
+            jobs.put_back(job)  # a training goes on from what it has saved, a drawing begins again
         raise
     except DiffloraError as error:
         jobs.fail(job, str(error))
     except Exception as error:  # the next job must not suffer from any fault of this one
         traceback.print_exc()
-        memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-        jobs.fail(job, OUT_OF_MEMORY if memory else f"{type(error).__name__}: {error} (see the log)")
+        jobs.fail(
+            job, OUT_OF_MEMORY if _is_memory(error) else f"{type(error).__name__}: {error} (see the log)"
+        )
     finally:
         _tidy()
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether memory has run out, of the device or, which torch tells by words alone, of the computer."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and "not enough memory" in str(error))
 
 
 def _tidy() -> None:

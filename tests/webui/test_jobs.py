@@ -53,6 +53,34 @@ def test_the_position_counts_what_comes_before(jobs: Jobs) -> None:
     assert [jobs.ahead(jobs.get(job.number, job.owner)) for job in (second, third)] == [0, 1]
 
 
+def test_what_is_asked_for_while_one_runs_stands_in_line(jobs: Jobs) -> None:
+    first, _, third = (jobs.submit(owner, "generate", "{}") for owner in ("ann", "bob", "ann"))
+    jobs.submit("ann", "train", "{}")
+    running = claimed(jobs)
+    assert [jobs.before(job).number for job in (first, third)] == [first.number, first.number]
+    assert [jobs.behind(job) for job in (first, third)] == [1, 0]
+    jobs.finish(running, files=())
+    assert jobs.before(third) == third
+
+
+def test_nothing_is_said_of_a_job_that_does_not_run_any_more(jobs: Jobs) -> None:
+    jobs.submit("ann", "train", "{}")
+    job = claimed(jobs)
+    jobs.put_back(job)  # by a server that was started meanwhile
+    assert jobs.report(job, done=3, total=9), "whoever still does it is asked to end"
+    jobs.finish(job, files=("late.png",))
+    jobs.fail(job, "late")
+    assert (jobs.get(job.number, "ann").state, jobs.get(job.number, "ann").files) == ("waiting", ())
+
+
+def test_what_a_failed_job_has_made_stays(jobs: Jobs) -> None:
+    jobs.submit("ann", "train", "{}")
+    job = claimed(jobs)
+    jobs.report(job, done=3, total=9, files=["step-000003-000.png"])
+    jobs.fail(job, "the disk is full")
+    assert jobs.get(job.number, "ann").files == ("step-000003-000.png",)
+
+
 def test_cancelling_ends_what_waits_and_asks_what_runs(jobs: Jobs) -> None:
     running, waiting = (jobs.submit("ann", "generate", "{}") for _ in range(2))
     job = claimed(jobs)

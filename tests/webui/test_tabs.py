@@ -6,7 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from difflora import Adapter, AdapterMeta, Model, Recipe, Request, Stack, generate, save_png, write
+from difflora import (
+    Adapter,
+    AdapterMeta,
+    Model,
+    Recipe,
+    Request,
+    Stack,
+    configure,
+    generate,
+    save_png,
+    survey,
+    write,
+)
 from difflora.errors import ConfigError, RecipeError
 from difflora.kinds import LoRA
 from webui.app import Flags, _settings
@@ -14,16 +26,19 @@ from webui.bases import choices
 from webui.blending import contact_of, sheet_drawn, sheet_of, steps_of
 from webui.parts import mix as mixes
 from webui.parts.header import device_of, facts_of
+from webui.parts.images import save_captions, told
+from webui.parts.request import NUMBERS, SEED, WIDGETS, filled, wanted
 from webui.restore import restored
 from webui.settings import Settings
 from webui.shared import Shared
 from webui.shelf import Query, found, to_trash
 from webui.tabs import TABS
-from webui.tabs.generate import NUMBERS, wanted
 from webui.tabs.train import MANY
 from webui.tabs.train import wanted as training_of
+from webui.visitors import LOCAL
 from webui.work.contact import Contact, SheetAxis
 from webui.work.desk import MixRow
+from webui.work.draw import Draw
 
 QUERY = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q"
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "adapters"
@@ -102,14 +117,13 @@ def test_the_form_makes_a_request_and_an_empty_seed_is_a_new_one(shared: Shared)
     fixed = ["a ring", "", "Euler", 7, "", 2, False]
     numbers = [{"guidance": "3.5", "width": "64"}.get(name, "") for name in NUMBERS]
     first, second = (
-        wanted("base", [*fixed, *numbers], names=NUMBERS, mix=chosen(shared, MixRow(name="loud")))
-        for _ in range(2)
+        wanted("base", [*fixed, *numbers], mix=chosen(shared, MixRow(name="loud"))) for _ in range(2)
     )
     assert (first.request.steps, first.request.guidance, first.request.width) == (7, 3.5, 64)
     assert first.request.height is None and first.mix == (MixRow(name="loud"),) and first.count == 2
     assert first.request.seed != second.request.seed
     with pytest.raises(ConfigError, match="width"):
-        wanted("base", [*fixed, "63", *[""] * 5], names=NUMBERS, mix=[[]])
+        wanted("base", [*fixed, "63", *[""] * 5], mix=[[]])
 
 
 @pytest.mark.parametrize(
@@ -153,6 +167,31 @@ def test_a_sheet_comes_back_from_its_job_with_the_weights_of_its_cells(names: tu
         assert {row.unet for row in again.weights(5)[2:]} <= {0.3}
 
 
+def test_a_cell_dials_the_text_encoders_as_the_sheet_was_drawn() -> None:
+    rows = [MixRow(name="loud", unet=0.5, text=0.25), MixRow(name="louder", unet=0.0, text=0.7)]
+    sheet = sheet_of(rows, "loud", "0, 1", "louder", "0, 2")
+    assert sheet.weights(3) == (
+        MixRow(name="loud", unet=1.0, text=0.5),
+        MixRow(name="louder", unet=2.0, text=None),
+    )
+
+
+def test_a_weight_beyond_the_sliders_is_told(shared: Shared) -> None:
+    rows = [MixRow(name="loud", unet=3.5), MixRow(name="louder", unet=1.5)]
+    _, fit, told = mixes.fitting(shared, rows, shared.settings.base_model)
+    assert [row.unet for row in fit] == [2.0, 1.5] and len(told) == 1 and "3.5" in told[0]
+
+
+def test_what_was_drawn_fills_the_form_again(shared: Shared) -> None:
+    request = Request(prompt="a ring", steps=400, seed=5, guidance=3.0, batch=4)
+    drawing = Draw(base=shared.settings.base_model, request=request, mix=(MixRow(name="loud"),), count=3)
+    told, prompt, *_ = updates = filled(shared, drawing)
+    assert prompt == "a ring" and any("400 steps" in one for one in told)
+    asked = wanted(drawing.base, updates[1 : 1 + WIDGETS], mix=[[]])
+    assert asked.request == request.model_copy(update={"steps": 100}) and asked.count == 3
+    assert updates[1 + SEED] == "5"
+
+
 def test_a_sheet_over_something_else_than_weights_has_no_cells_to_take() -> None:
     seeds = SheetAxis(name="seed", values=(1, 2))
     assert sheet_drawn(Contact(base="base", request=Request(prompt="a ring"), mix=(), axes=(seeds,))) is None
@@ -186,6 +225,44 @@ def test_settings_come_back_from_a_picture_of_a1111(shared: Shared, tmp_path: Pa
     Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
     with pytest.raises(RecipeError, match="no recipe"):
         restored(tmp_path / "b.png", shared.library)
+
+
+def test_a_weight_of_a_picture_that_no_mix_can_have_is_told(shared: Shared, tmp_path: Path) -> None:
+    from PIL import Image, PngImagePlugin
+
+    text = PngImagePlugin.PngInfo()
+    text.add_text("parameters", "a ring <lora:loud:9>\nSteps: 9, Sampler: Euler, CFG scale: 6, Seed: 3")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=text)
+    back = restored(tmp_path / "a.png", shared.library)
+    assert back.rows == () and any("9" in note and "loud" in note for note in back.notes)
+
+
+def test_nobody_learns_from_the_pictures_of_another(shared: Shared) -> None:
+    settings, own = shared.settings, shared.uploads("user ann")
+    for folder in (settings.jobs / "000001", settings.output, shared.uploads("user bob"), settings.uploads):
+        with pytest.raises(ConfigError, match="others have made"):
+            shared.require_readable(str(folder), "user ann")
+        shared.require_readable(str(folder), LOCAL)
+    for folder in (own / "0123", settings.output.parent / "images"):
+        shared.require_readable(str(folder), "user ann")
+
+
+def test_captions_are_written_where_they_differ(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for number, name in enumerate(("a", "b", "c")):
+        Image.new("RGB", (64 + 16 * number, 64), (number, 0, 0)).save(tmp_path / f"{name}.png")
+    (tmp_path / "a.txt").write_text("a ring")
+    (tmp_path / "b.caption").write_text("a star")
+    seen = survey(configure({"data": tmp_path, "base_model": "x", "name": "x", "output": "x", "steps": 1,
+                             "trigger": "t"}), resolution=64)  # fmt: skip
+    assert "from 64×64 to 96×64" in told(seen) and "1 have no caption" in told(seen)
+    written = save_captions(
+        seen, {"a.png": "a ring", "b.png": "a heart", "c.png": "a cross", "../evil.png": "x"}
+    )
+    assert "2 captions written" in written
+    texts = {path.name: path.read_text() for path in tmp_path.iterdir() if path.suffix != ".png"}
+    assert texts == {"a.txt": "a ring", "b.caption": "a heart\n", "c.txt": "a cross\n"}
 
 
 def test_searching_sorting_and_filtering_the_library(shared: Shared) -> None:

@@ -69,6 +69,13 @@ def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         taken([], tmp_path / "kept")
 
 
+def test_what_can_be_seen_through_is_laid_over_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(tmp_path / "a.png")
+    folder = taken([str(tmp_path / "a.png")], tmp_path / "kept")
+    with Image.open(folder / "a.png") as image:
+        assert image.mode == "RGB" and image.getpixel((5, 5)) == (255, 255, 255)
+
+
 def test_names_never_leave_the_folder(tmp_path: Path) -> None:
     given = tmp_path / "given"
     given.mkdir()
@@ -81,3 +88,9 @@ def test_names_never_leave_the_folder(tmp_path: Path) -> None:
 def test_a_caption_is_one_line(tmp_path: Path) -> None:
     write_caption(tmp_path / "a.png", " a\nthing  here ")
     assert (tmp_path / "a.txt").read_text() == "a thing here\n"
+
+
+def test_a_caption_goes_where_there_is_one(tmp_path: Path) -> None:
+    (tmp_path / "a.caption").write_text("old")
+    write_caption(tmp_path / "a.png", "new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.caption": "new\n"}

@@ -29,6 +29,10 @@ def act(wanted: Wanted, desk: Desk) -> Done:
         raise ZeroDivisionError("division by zero")
     if wanted.how == "memory":
         raise MemoryError
+    if wanted.how == "host memory":
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried"
+        )
     if wanted.how == "signal":
         raise Ended
     for step in range(5):
@@ -75,6 +79,7 @@ def test_a_job_that_is_done_has_its_files(run: Callable[..., Job], settings: Set
         ("wrong", "the base is not there. Give another."),
         ("badly", "ZeroDivisionError: division by zero (see the log)"),
         ("memory", "out of memory"),
+        ("host memory", "out of memory"),
     ],
 )
 def test_a_failed_job_says_why_and_the_next_one_is_done(
@@ -94,6 +99,16 @@ def test_a_request_that_cannot_be_read_fails_alone(run: Callable[..., Job]) -> N
 def test_cancelling_stops_at_the_next_step(run: Callable[..., Job], settings: Settings) -> None:
     job = run("well", cancel=True)
     assert job.state == "cancelled" and not (Jobs(settings.jobs).place(job) / "a.txt").exists()
+
+
+def test_a_job_whose_page_has_gone_is_left_to_the_next_one(settings: Settings) -> None:
+    jobs = Jobs(settings.jobs)
+    jobs.submit("ann", "act", Wanted().model_dump_json())
+    job = jobs.claim()
+    assert job is not None
+    with pytest.raises(Ended):
+        do(job, Desk(job, jobs, settings, Bases(), is_wanted=lambda: False), works=WORKS)
+    assert jobs.get(job.number, "ann").state == "running", "the next page finds it so, and settles it"
 
 
 def test_what_was_kept_is_told(settings: Settings) -> None:

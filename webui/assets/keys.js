@@ -13,7 +13,7 @@
       const number = found[1] ?? found[2];
       const end = found.index + found[0].length;
       if (cursor < found.index || cursor > end) continue;
-      const start = text.lastIndexOf(number, end);
+      const start = end - 1 - number.length; // a bracket ends it
       return { start, end: start + number.length, value: parseFloat(number) };
     }
     return null;
@@ -47,10 +47,13 @@
       document.activeElement?.dispatchEvent(new Event("input", { bubbles: true }));
       press("generate", "blend");
     } else if (event.key === "Escape") {
+      // What is open over the page is closed by it, and nothing else.
+      const open = document.fullscreenElement || document.querySelector('ul[role="listbox"], dialog[open]');
+      if (open?.checkVisibility?.()) return;
       press("cancel", "blend-cancel");
     } else if (command && (event.key === "ArrowUp" || event.key === "ArrowDown")) {
       const box = document.activeElement;
-      if (!box?.matches?.("#prompt textarea, #negative textarea")) return;
+      if (!box?.matches?.("#prompt textarea, #negative textarea, #blend-text textarea")) return;
       event.preventDefault();
       dial(box, event.key === "ArrowUp" ? STEP : -STEP);
     }

@@ -15,7 +15,7 @@ from difflora import DiffloraError, Library, Stack, fits, interference
 from difflora.errors import NeedsBase
 from webui.following import QUIET, notice, problem
 from webui.shared import Shared
-from webui.work.desk import MixRow
+from webui.work.desk import LIMIT, MixRow
 
 MAX_ROWS = 8
 VALUES = 4  # widgets of a row that hold a value: on, weight, own text weight, text weight
@@ -130,7 +130,7 @@ def known_of(shared: Shared, name: str, base: str) -> Known:
 def preferred(library: Library, name: str) -> float:
     """The weight that an adapter begins with: that of its notes, else 1."""
     weight = library.find(name).notes.weight
-    return 1.0 if weight is None else max(-2.0, min(2.0, weight))
+    return 1.0 if weight is None else _within(weight)
 
 
 def build(shared: Shared, *, base: gr.Dropdown, prompt: Component, prefix: str = "") -> Mix:
@@ -204,13 +204,16 @@ def added(shared: Shared, name: str | None, base: str, values: Sequence[Any]) ->
 
 
 def fitting(shared: Shared, rows: Sequence[MixRow], base: str) -> tuple[list[Known], list[MixRow], list[str]]:
-    """What is known of those rows whose adapters are there and fit the base, those rows, and why the others
-    cannot be used."""
+    """What is known of those rows whose adapters are there and fit the base, those rows, and why others are
+    left out or changed."""
     known, fit, wrong = [], [], []
     for row in rows:
         try:
             known.append(known_of(shared, row.name, base))
-            fit.append(row)
+            text = None if row.text is None else _within(row.text)
+            fit.append(row.model_copy(update={"unet": _within(row.unet), "text": text}))
+            if fit[-1] != row:
+                wrong.append(f"{row.name}: the sliders end at {LIMIT:g}, so its weight is not {row.unet:g}")
         except DiffloraError as error:
             wrong.append(f"{row.name} is left out of the mix: {error}")
     return known, fit, wrong
@@ -220,6 +223,10 @@ def rechecked(shared: Shared, base: str, values: Sequence[Any]) -> list[Any]:
     """Updates for the message and `Mix.outputs` after the base was changed: what does not fit it leaves."""
     known, rows, wrong = fitting(shared, rows_of(values), base)
     return [problem(DiffloraError("\n".join(wrong))) if wrong else "", *shown(known, rows)]
+
+
+def _within(weight: float) -> float:
+    return max(-LIMIT, min(LIMIT, weight))
 
 
 def names(shared: Shared) -> list[str]:
@@ -249,11 +256,19 @@ def _row(place: int, prefix: str) -> RowWidgets:
         with gr.Row(equal_height=True):
             on = gr.Checkbox(True, label="on", container=False, min_width=50, scale=0)
             weight = gr.Slider(
-                -2.0, 2.0, value=1.0, step=0.05, label="weight", elem_id=f"{prefix}weight-{place}", scale=6
+                -LIMIT,
+                LIMIT,
+                value=1.0,
+                step=0.05,
+                label="weight",
+                elem_id=f"{prefix}weight-{place}",
+                scale=6,
             )
             remove = gr.Button("✕", min_width=40, scale=0, elem_id=f"{prefix}remove-{place}")
         with gr.Row(equal_height=True):
             words = gr.Button("trigger", size="sm", elem_id=f"{prefix}words-{place}")
             has_text = gr.Checkbox(False, label="another weight on the text encoders", container=False)
-        text = gr.Slider(-2.0, 2.0, value=1.0, step=0.05, label="weight on the text encoders", visible=False)
+        text = gr.Slider(
+            -LIMIT, LIMIT, value=1.0, step=0.05, label="weight on the text encoders", visible=False
+        )
     return RowWidgets(group, on, weight, has_text, text, words, remove)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from difflora import DiffloraError
 from difflora.errors import ConfigError
-from webui.blending import START, Sheet, contact_of, request_of, sheet_drawn, sheet_of
+from webui.blending import AT_ONCE, START, Sheet, contact_of, request_of, sheet_drawn, sheet_of
 from webui.following import FOLLOWING, QUIET, View, live, problem, returning, views
 from webui.parts import keep
 from webui.parts import mix as mixes
@@ -38,12 +38,13 @@ class Inputs:
     seed: Component
     steps: Component
     guidance: Component
+    at_once: Component
 
     @property
     def all(self) -> list[Component]:
         """In the order that the sheet is asked for."""
         axes = [self.across, self.columns, self.down, self.rows]
-        return [self.prompt, *axes, self.seed, self.steps, self.guidance]
+        return [self.prompt, *axes, self.seed, self.steps, self.guidance, self.at_once]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,10 @@ def _inputs(prompt: Component) -> Inputs:
         seed = gr.Textbox("1", label="Seed")
         steps = gr.Slider(1, 100, value=20, step=1, label="Steps", elem_id="blend-steps")
         guidance = gr.Textbox("", label="Guidance", placeholder="the base's own")
-    return Inputs(prompt, across, columns, down, rows, seed, steps, guidance)
+        at_once = gr.Number(
+            AT_ONCE, minimum=1, maximum=100, precision=0, label="Cells at once", elem_id="at-once"
+        )
+    return Inputs(prompt, across, columns, down, rows, seed, steps, guidance, at_once)
 
 
 def _results(cancel: gr.Button) -> Results:
@@ -122,12 +126,13 @@ def _connect(shared: Shared, page: Page, inputs: Inputs, mix: Mix, results: Resu
     count = len(inputs.all)
 
     def on_draw(request: gr.Request, base: str, *values: Any) -> Iterator[list[Any]]:
-        prompt, across, columns, down, rows, seed, steps, guidance = values[:count]
+        prompt, across, columns, down, rows, seed, steps, guidance, at_once = values[:count]
         try:
             if not prompt.strip():
                 raise ConfigError("there is no prompt: write what the cells are to show.")
             sheet = sheet_of(mixes.rows_of(values[count:]), across, columns, down, rows)
-            asked = contact_of(base, sheet, prompt, seed=seed, steps=int(steps), guidance=guidance)
+            wanted = {"seed": seed, "steps": int(steps), "guidance": guidance, "at_once": int(at_once or 1)}
+            asked = contact_of(base, sheet, prompt, **wanted)
             job = shared.jobs.submit(shared.owner(request), KIND, asked.model_dump_json())
         except (DiffloraError, ValidationError) as error:
             yield [gr.skip(), gr.skip(), problem(error), *[gr.skip()] * 5]
@@ -141,18 +146,24 @@ def _connect(shared: Shared, page: Page, inputs: Inputs, mix: Mix, results: Resu
             if (sheet := sheet_drawn(drawn)) is not None:
                 axes = [", ".join(f"{weight:g}" for weight in axis) for axis in (sheet.columns, sheet.rows)]
                 asked = drawn.request
+                cells = len(sheet.columns) * len(sheet.rows)
+                at_once = asked.batch if asked.batch < cells else AT_ONCE
                 guidance = "" if asked.guidance is None else f"{asked.guidance:g}"
-                form = [asked.prompt, *axes, str(asked.seed), asked.steps, guidance]
-                known, rows, wrong = mixes.fitting(shared, sheet.mix, drawn.base)
+                form = [asked.prompt, *axes, str(asked.seed), asked.steps, guidance, at_once]
+                in_order = sorted(
+                    sheet.mix, key=lambda row: (row.name != sheet.across, row.name != sheet.down)
+                )
+                known, rows, wrong = mixes.fitting(shared, in_order, drawn.base)
                 return [*form, *([gr.skip()] * len(mix.outputs) if wrong else mixes.shown(known, rows))]
-        return [gr.skip()] * (6 + len(mix.outputs))
+        return [gr.skip()] * (7 + len(mix.outputs))
 
     draw.click(None, js=reveal("#blend-status"))
-    draw.click(on_draw, [page.base, *inputs.all, *mix.inputs], results.outputs, **FOLLOWING)
+    asked = [page.base, *inputs.all, *mix.inputs]
+    draw.click(on_draw, asked, results.outputs, trigger_mode="multiple", **FOLLOWING)
     results.cancel.click(shared.stop, results.current, None, api_visibility="private", queue=False)
     again = returning(shared, KIND, _shown, outputs=len(results.outputs))
     page.blocks.load(again, None, results.outputs, **FOLLOWING)
-    form = [inputs.prompt, inputs.columns, inputs.rows, inputs.seed, inputs.steps, inputs.guidance]
+    form = [one for one in inputs.all if one not in (inputs.across, inputs.down)]
     page.blocks.load(on_load, None, [*form, *mix.outputs], **QUIET)
     page.tab.select(lambda: mixes.choices(shared), None, mix.picker, **QUIET)
 
@@ -178,7 +189,7 @@ def _connect_cells(
         return ["", keep.Taken(tuple(rows), picture), *mixes.shown(known, rows)]
 
     def on_use(base: str, *values: Any) -> list[Any]:
-        prompt, *_, seed, steps, guidance = values[:count]
+        prompt, *_, seed, steps, guidance, _ = values[:count]
         try:
             request = request_of(prompt, seed=seed, steps=int(steps), guidance=guidance)
             drawing = Draw(base=base, request=request, mix=mixes.rows_of(values[count:]))

@@ -111,6 +111,8 @@ def baking(wanted: Baking, desk: Desk) -> Done:
     desk.say("baking")
     ending = ".safetensors" if Path(wanted.base).is_file() else ""
     target = desk.settings.baked / f"{_plain(wanted.name)}{ending}"
+    if target.exists():
+        raise ConfigError(f"there is a base {target.name!r} already. Choose another name.")
     target.parent.mkdir(parents=True, exist_ok=True)
     _, report = bake(wanted.base, desk.stack(wanted.mix), target)
     return Done(result=json.dumps({"base": str(target), "error": report.total_error}))

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from difflora import Axis, Request, grid, resolve
+from difflora import Axis, Request, Stack, grid, resolve
 from webui.work.desk import FROZEN, Desk, Done, MixRow
 
 SHEET = "sheet.png"
@@ -25,7 +25,8 @@ class SheetAxis(BaseModel):
 
 
 class Contact(BaseModel):
-    """What to draw in every cell, and what changes along the edges."""
+    """What to draw in every cell, and what changes along the edges. The prompt may hold `<lora:name:weight>`
+    tags, whose adapters join the mix."""
 
     model_config = FROZEN
 
@@ -50,7 +51,7 @@ def contact(wanted: Contact, desk: Desk) -> Done:
     sheet = grid(
         model,
         request,
-        stack=desk.stack(wanted.mix),
+        stack=Stack([*desk.stack(wanted.mix), *found.stack]),
         axes=[Axis(axis.name, axis.values, axis.adapter) for axis in wanted.axes],
         progress=desk.progress,
         watch=desk.watch(wanted.base),

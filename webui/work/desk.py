@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,10 @@ class Ended(BaseException):
     """The worker was asked to end: the job waits again, for the next one."""
 
 
+LIMIT = 2.0
+"""How far the sliders of the page go, up and down; a script may go twice as far."""
+
+
 class MixRow(BaseModel):
     """One adapter of a mix, by its name in the library. `text` is None where it is as strong as on the
     UNet."""
@@ -44,8 +48,8 @@ class MixRow(BaseModel):
     model_config = FROZEN
 
     name: str
-    unet: FiniteFloat = Field(default=1.0, ge=-4, le=4)
-    text: FiniteFloat | None = Field(default=None, ge=-4, le=4)
+    unet: FiniteFloat = Field(default=1.0, ge=-2 * LIMIT, le=2 * LIMIT)
+    text: FiniteFloat | None = Field(default=None, ge=-2 * LIMIT, le=2 * LIMIT)
     on: bool = True
 
 
@@ -99,7 +103,7 @@ class Bases:
 
 @dataclass(slots=True)
 class Desk:
-    """The running job's."""
+    """The running job's. `is_wanted` tells whether the page that it is done for is still there."""
 
     job: Job
     jobs: Jobs
@@ -107,6 +111,7 @@ class Desk:
     bases: Bases
     note: str = ""
     files: tuple[str, ...] = ()
+    is_wanted: Callable[[], bool] = lambda: True
     _shown: float = field(default=0.0)
 
     @property
@@ -132,7 +137,10 @@ class Desk:
         )
 
     def progress(self, done: int, total: int) -> None:
-        """Says how far the job is. Raises Cancelled if it was asked to end."""
+        """Says how far the job is. Raises Cancelled if it was asked to end, Ended if nobody wants it any
+        more."""
+        if not self.is_wanted():
+            raise Ended
         if self.jobs.report(self.job, done=done, total=total, note=self.note, files=self.files):
             raise Cancelled
 
