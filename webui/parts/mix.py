@@ -254,7 +254,9 @@ def _without(values: Sequence[Any], place: int) -> tuple[list[Known], list[MixRo
 def _row(place: int, prefix: str) -> RowWidgets:
     with gr.Group(visible=False, elem_classes="mix-row") as group:
         with gr.Row(equal_height=True):
-            on = gr.Checkbox(True, label="on", container=False, min_width=50, scale=0)
+            on = gr.Checkbox(
+                True, label="on", container=False, min_width=50, scale=0, elem_id=f"{prefix}on-{place}"
+            )
             weight = gr.Slider(
                 -LIMIT,
                 LIMIT,
@@ -267,8 +269,19 @@ def _row(place: int, prefix: str) -> RowWidgets:
             remove = gr.Button("✕", min_width=40, scale=0, elem_id=f"{prefix}remove-{place}")
         with gr.Row(equal_height=True):
             words = gr.Button("trigger", size="sm", elem_id=f"{prefix}words-{place}")
-            has_text = gr.Checkbox(False, label="another weight on the text encoders", container=False)
+            has_text = gr.Checkbox(
+                False,
+                label="another weight on the text encoders",
+                container=False,
+                elem_id=f"{prefix}own-{place}",
+            )
         text = gr.Slider(
-            -LIMIT, LIMIT, value=1.0, step=0.05, label="weight on the text encoders", visible=False
+            -LIMIT,
+            LIMIT,
+            value=1.0,
+            step=0.05,
+            label="weight on the text encoders",
+            visible=False,
+            elem_id=f"{prefix}text-{place}",
         )
     return RowWidgets(group, on, weight, has_text, text, words, remove)
