@@ -106,6 +106,20 @@ def test_a_script_draws_with_a_mix(client: Client) -> None:
     assert [(one.name, one.unet) for one in recipe.adapters] == [("dots", 0.5)]
 
 
+def test_the_calls_of_readme_do_what_it_says(site: Site, client: Client) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = (one for one in re.findall(r"```py\n(.*?)```", text, re.DOTALL) if "gradio_client" in one)
+    here = {"http://127.0.0.1:7860": site.url, "halftone": "dots", "sample_data": str(ROOT / "sample_data")}
+    for shown, meant in here.items():
+        code = code.replace(shown, meant)
+    told: dict[str, Any] = {}
+    exec(code, told)
+    assert read_recipe(told["files"][0]).adapters[0].unet == 0.6
+    assert [read_recipe(cell).adapters[0].unet for cell in told["cells"]] == [0.0, 0.5, 1.0]
+    assert told["state"] in ("waiting", "running", "done")
+    client.predict(number=told["job"]["job"], cancel=True, api_name="/jobs")
+
+
 def test_errors_reach_a_script_in_words(client: Client) -> None:
     with pytest.raises(Exception, match="nobody"):
         client.predict(PROMPT, mix={"nobody": 1.0}, api_name="/generate")

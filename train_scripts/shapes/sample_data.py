@@ -7,7 +7,7 @@ from PIL import Image
 
 from train_scripts.shapes.characters import random_robot
 from train_scripts.shapes.styles import STYLES
-from train_scripts.shapes.world import COLOURS, random_scene
+from train_scripts.shapes.world import COLOURS, SHAPES, Scene, random_scene
 
 EDGE = 128
 STYLE_IMAGES = 24
@@ -49,11 +49,27 @@ def styled_caption(caption: str, style: str) -> str:
 def _write_style(folder: Path, style: str, sizes: list[tuple[int, int]], seed: int) -> list[Path]:
     rng = random.Random(f"{seed} {style}")
     written = []
-    for number, (width, height) in enumerate(sizes):
-        scene = random_scene(rng)
+    scenes = _with_every_shape(rng, len(sizes))
+    for number, (scene, (width, height)) in enumerate(zip(scenes, sizes, strict=True)):
         image = STYLES[style](scene.render(width, height))
         written.append(_write(folder, f"{style}_{number:02d}", image, styled_caption(scene.caption, style)))
     return written
+
+
+def _with_every_shape(rng: random.Random, count: int) -> list[Scene]:
+    """Random scenes, each shape first in as many as any other, as near as `count` allows.
+
+    A style that was never seen on a square is drawn on circles where squares are asked for.
+    """
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        shapes = rng.sample(SHAPES, len(SHAPES))
+        for shape in shapes[: count - len(scenes)]:
+            scene = random_scene(rng)
+            while scene.things[0].shape != shape:
+                scene = random_scene(rng)
+            scenes.append(scene)
+    return scenes
 
 
 def _write_robot(folder: Path, seed: int) -> list[Path]:
