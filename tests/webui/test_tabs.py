@@ -161,7 +161,7 @@ def test_a_sheet_comes_back_from_its_job_with_the_weights_of_its_cells(names: tu
     sheet = sheet_of([MixRow(name=name, unet=0.3) for name in names], "loud", "0, 0.5, 1", None, "0, 2")
     job = contact_of("base", sheet, "a ring", seed="3", steps=4, guidance="")
     again = sheet_drawn(Contact.model_validate_json(job.model_dump_json()))
-    assert again == sheet and again.weights(1)[0] == MixRow(name="loud", unet=0.5)
+    assert again is not None and again == sheet and again.weights(1)[0] == MixRow(name="loud", unet=0.5)
     if len(names) > 1:
         assert again.weights(5)[:2] == (MixRow(name="loud", unet=1.0), MixRow(name="louder", unet=2.0))
         assert {row.unet for row in again.weights(5)[2:]} <= {0.3}

@@ -5,16 +5,21 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from difflora import DiffloraError
+from difflora import DiffloraError, Request, read_recipe, write
+from difflora.library import library
+from tests.webui.serving import random_adapter
 from webui import worker
 from webui.jobs import Job, Jobs
 from webui.settings import Settings
-from webui.work import Desk, Done, Work
-from webui.work.desk import Bases, Cancelled, Ended
+from webui.work import WORK, Desk, Done, Work, desk
+from webui.work.contact import Contact, SheetAxis, cell_name
+from webui.work.desk import Bases, Cancelled, Ended, MixRow
+from webui.work.draw import Draw
 from webui.worker import Supervisor, do
 
 
@@ -111,6 +116,53 @@ def test_a_job_whose_page_has_gone_is_left_to_the_next_one(settings: Settings) -
     assert jobs.get(job.number, "ann").state == "running", "the next page finds it so, and settles it"
 
 
+def test_another_weight_loads_neither_the_base_nor_the_adapter_again(
+    settings: Settings, shapes_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[object] = []
+
+    def counted(what: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given, **more: loads.append(given[0]) or what(*given, **more)
+
+    write(random_adapter("dots", 0), settings.adapters / "dots.safetensors")
+    monkeypatch.setattr(desk, "load", counted(desk.load))
+    monkeypatch.setattr(library, "read", counted(library.read))
+    jobs, bases = Jobs(settings.jobs), Bases()
+    pictures = set()
+    for weight in (0.0, 0.5, 1.0):
+        request = Request(prompt="a ring", steps=1, seed=1)
+        mix = (MixRow(name="dots", unet=weight),)
+        jobs.submit(
+            "ann", "generate", Draw(base=str(shapes_folder), request=request, mix=mix).model_dump_json()
+        )
+        job = jobs.claim()
+        assert job is not None
+        do(job, Desk(job, jobs, settings, bases), works=WORK)
+        done = jobs.get(job.number, "ann")
+        assert done.state == "done", done.error
+        pictures.add((jobs.place(done) / done.files[0]).read_bytes())
+    assert len(loads) == 2 and len(pictures) == 3, loads
+
+
+def test_a_tag_in_the_prompt_of_a_sheet_joins_its_mix(settings: Settings, shapes_folder: Path) -> None:
+    for seed, name in enumerate(("dots", "glow")):
+        write(random_adapter(name, seed), settings.adapters / f"{name}.safetensors")
+    wanted = Contact(
+        base=str(shapes_folder),
+        request=Request(prompt="a ring <lora:glow:0.25>", steps=1, seed=1, batch=2),
+        mix=(MixRow(name="dots"),),
+        axes=(SheetAxis(name="weight", values=(0.0, 1.0), adapter="dots"),),
+    )
+    jobs = Jobs(settings.jobs)
+    jobs.submit("ann", "grid", wanted.model_dump_json())
+    job = jobs.claim()
+    assert job is not None
+    do(job, Desk(job, jobs, settings, Bases()), works=WORK)
+    done = jobs.get(job.number, "ann")
+    recipe = read_recipe(jobs.place(done) / cell_name(0, 1))
+    assert {one.name: one.unet for one in recipe.adapters} == {"dots": 1.0, "glow": 0.25}
+
+
 def test_what_was_kept_is_told(settings: Settings) -> None:
     jobs = Jobs(settings.jobs)
     jobs.submit("ann", "act", "{}")
@@ -160,7 +212,7 @@ def test_a_new_server_fails_what_ran_but_continues_trainings(
 ) -> None:
     jobs = Jobs(settings.jobs)
     training, drawing = jobs.submit("ann", "train", "{}"), jobs.submit("ann", "generate", "{}")
-    jobs.claim(), jobs.claim()
+    assert jobs.claim() and jobs.claim()
     monkeypatch.setattr(worker, "_command", lambda _: [sys.executable, "-c", "import time; time.sleep(60)"])
     supervisor = Supervisor(jobs, settings)
     supervisor.start()

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from difflora import Axis, Request, Stack, grid, resolve
+from difflora import Axis, Request, grid
 from webui.work.desk import FROZEN, Desk, Done, MixRow
 
 SHEET = "sheet.png"
@@ -45,13 +45,12 @@ def contact(wanted: Contact, desk: Desk) -> Done:
     """Draws the sheet and each of its cells."""
     desk.say("loading the base and the adapters")
     model = desk.bases.get(wanted.base)
-    found = resolve(wanted.request.prompt, desk.library())
-    request = wanted.request.model_copy(update={"prompt": found.prompt})
+    stack, request = desk.mixed(wanted.mix, wanted.request)
     desk.note = "drawing, step"
     sheet = grid(
         model,
         request,
-        stack=Stack([*desk.stack(wanted.mix), *found.stack]),
+        stack=stack,
         axes=[Axis(axis.name, axis.values, axis.adapter) for axis in wanted.axes],
         progress=desk.progress,
         watch=desk.watch(wanted.base),

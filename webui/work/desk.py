@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from difflora import LatentColours, Library, Recipe, Stack, Weight, load, save_png
+from difflora import LatentColours, Library, Recipe, Request, Stack, Weight, load, resolve, save_png
 from webui.jobs import Job, Jobs
 from webui.settings import Settings
 
@@ -62,10 +62,11 @@ class Done:
 
 
 class Bases:
-    """What a worker keeps from one job to the next: the base model loaded last, so that memory holds one, and
-    the list of adapters, for of thousands it takes a while to make."""
+    """What a worker keeps from one job to the next: the base model loaded last, so that memory holds one, the
+    adapters drawn with last, and the list of all, for of thousands it takes a while to make."""
 
     def __init__(self) -> None:
+        self.in_use = Stack()
         self._loaded: tuple[str, Model, LatentColours] | None = None
         self._library: Library | None = None
 
@@ -91,7 +92,7 @@ class Bases:
 
     def forget(self) -> None:
         """Makes room: training loads its own base."""
-        self._loaded = None
+        self._loaded, self.in_use = None, Stack()
 
     def _get(self, name: str) -> tuple[str, Model, LatentColours]:
         if self._loaded is None or self._loaded[0] != name:
@@ -135,6 +136,13 @@ class Desk:
                 if row.on
             ]
         )
+
+    def mixed(self, mix: Sequence[MixRow], request: Request) -> tuple[Stack, Request]:
+        """The mix with the adapters that the prompt names in `<lora:name:weight>`, and the request without
+        these tags. Another weight the next time reads no file again."""
+        found = resolve(request.prompt, self.library())
+        self.bases.in_use = Stack([*self.stack(mix), *found.stack])
+        return self.bases.in_use, request.model_copy(update={"prompt": found.prompt})
 
     def progress(self, done: int, total: int) -> None:
         """Says how far the job is. Raises Cancelled if it was asked to end, Ended if nobody wants it any

@@ -7,7 +7,7 @@ import json
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from difflora import Request, Stack, generate, resolve
+from difflora import Request, Stack, generate
 from webui.work.desk import FROZEN, Desk, Done, MixRow
 
 
@@ -27,9 +27,7 @@ def draw(wanted: Draw, desk: Desk) -> Done:
     """Draws and keeps the pictures; those without the mix have names that end in `-off`."""
     desk.say("loading the base and the adapters")
     model = desk.bases.get(wanted.base)
-    found = resolve(wanted.request.prompt, desk.library())
-    stack = Stack([*desk.stack(wanted.mix), *found.stack])
-    request = wanted.request.model_copy(update={"prompt": found.prompt})
+    stack, request = desk.mixed(wanted.mix, wanted.request)
     both = wanted.compare and len(stack) > 0
     passes = [(stack, "", "with the adapters"), (Stack(), "-off", "with the adapters off")]
     files: list[str] = []
