@@ -1,5 +1,7 @@
 """The demonstration, shortened: what it writes, and that running it again reuses it."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,22 @@ def test_run_again_it_reuses_the_adapters(output: Path, capsys: pytest.CaptureFi
     assert run([*SHORT, "--output", str(output)]) == 0
     assert {file: file.stat().st_mtime_ns for file in times} == times
     assert capsys.readouterr().out.count("trained before") == len(LESSONS)
+
+
+def test_an_adapter_that_was_learned_from_other_images_is_trained_anew(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(output, tmp_path / "again")
+    record = tmp_path / "again" / "neon.training.json"
+    told = json.loads(record.read_text(encoding="utf-8"))
+    told["data"]["fingerprint"] = "of other images"
+    record.write_text(json.dumps(told), encoding="utf-8")
+    assert run([*SHORT, "--output", str(tmp_path / "again")]) == 0
+    said = capsys.readouterr().out
+    assert "neon: learned from other images or on another base, trained anew" in said
+    assert said.count("trained before") == len(LESSONS) - 1
+    told = json.loads(record.read_text(encoding="utf-8"))
+    assert told["data"]["fingerprint"] != "of other images"
 
 
 def test_no_prompt_is_a_caption_that_was_trained_on() -> None:

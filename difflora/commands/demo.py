@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ from difflora.demo import (
 from difflora.errors import AlreadyTrained
 from difflora.families import Model
 from difflora.formats import read
-from difflora.training.config import configure
+from difflora.training.config import TrainConfig, configure
+from difflora.training.results import results_of
 
 ABOUT = """Trains two styles and one subject on the small base that comes along, then draws with them: a sheet
 before and after for each, and a blend of the two styles by weight. Takes minutes on two CPU cores.
@@ -131,15 +133,29 @@ def _covers(flags: Flags) -> list[Sheet]:
 
 
 def _learn(lesson: Lesson, flags: Flags, data: Path, console: Console) -> None:
-    """Trains the adapter of a lesson, unless it is there."""
+    """Trains the adapter of a lesson, unless it is there, learned from the same images on the same base."""
     from difflora.training.loop import train
 
     config = configure(lesson.options(data, flags.output, steps=flags.steps))
     try:
         follow(train(config), console, label=lesson.name)
     except AlreadyTrained:
-        console.print(f"{lesson.name}: trained before, reused (remove it to train again)")
+        if _is_current(config):
+            console.print(f"{lesson.name}: trained before, reused (remove it to train again)")
+        else:
+            console.print(f"{lesson.name}: learned from other images or on another base, trained anew")
+            follow(train(config.model_copy(update={"overwrite": True})), console, label=lesson.name)
     console.print(f"{lesson.name}: {flags.output / lesson.name}.safetensors")
+
+
+def _is_current(config: TrainConfig) -> bool:
+    """Whether a finished training is of the images and the base that are there now."""
+    from difflora.data.folder import scan
+    from difflora.families import load
+
+    record = json.loads(results_of(config).record.read_text(encoding="utf-8"))
+    images, base = scan(config).fingerprint, load(config.base_model).facts.sha256
+    return record["data"]["fingerprint"] == images and record["base"]["sha256"] == base
 
 
 def _draw(sheet: Sheet, model: Model, console: Console) -> None:
