@@ -24,6 +24,11 @@ ENLARGED = 2
 """Pictures of the small base are shown at twice their size."""
 
 SEED = 7
+"""Of the trainings."""
+
+DRAWN_SEED = 2
+"""Of the pictures."""
+
 GUIDANCE = 3.0
 """Below the base's own: a short training hardly moves the unguided picture; guidance widens the gap."""
 
@@ -93,7 +98,7 @@ LESSONS = (
         "the robot of the eight training images, on red and black too, where it was never shown",
     ),
 )
-BLEND_PROMPT = "a large red heart on a blue background, halftone style, neon style"
+BLEND_PROMPT = "a large pink ring on a teal background, halftone style, neon style"
 BLEND_LOOK_AT = (
     "the base in the top left corner; more dots to the right, more glow downwards, both below right"
 )
@@ -128,7 +133,7 @@ def draw_sheet(
 ) -> Image.Image:
     """Before and after: a row of pictures of the base, a row with the adapter, a row of training images."""
     axes = [Axis("prompt", lesson.prompts), Axis("adapter", (None, adapter.meta.name))]
-    request = Request(seed=SEED, steps=steps, guidance=GUIDANCE, batch=2 * len(lesson.prompts))
+    request = Request(seed=DRAWN_SEED, steps=steps, guidance=GUIDANCE, batch=2 * len(lesson.prompts))
     drawn = grid(model, request, stack=Stack([(adapter, 1.0)]), axes=axes, progress=progress)
     taught = _training_images(data / lesson.folder, len(lesson.prompts), size=drawn.cells[0][0].size)
     return contact_sheet(
@@ -145,7 +150,7 @@ def draw_cover(
     model: Model, adapter: Adapter, *, lesson: Lesson, steps: int, progress: Progress
 ) -> Image.Image:
     """The picture beside an adapter's file, by which libraries show it."""
-    request = Request(prompt=lesson.prompts[1], seed=SEED, steps=steps, guidance=GUIDANCE)
+    request = Request(prompt=lesson.prompts[1], seed=DRAWN_SEED, steps=steps, guidance=GUIDANCE)
     return generate(model, request, stack=Stack([(adapter, 1.0)]), progress=progress)[0]
 
 
@@ -155,7 +160,7 @@ def draw_blend(
     """Every mix of two styles at five weights each, in one batch."""
     axes = [Axis("weight", BLEND_WEIGHTS, adapter.meta.name) for adapter in (halftone, neon)]
     request = Request(
-        prompt=BLEND_PROMPT, seed=SEED, steps=steps, guidance=GUIDANCE, batch=len(BLEND_WEIGHTS) ** 2
+        prompt=BLEND_PROMPT, seed=DRAWN_SEED, steps=steps, guidance=GUIDANCE, batch=len(BLEND_WEIGHTS) ** 2
     )
     stack = Stack([(halftone, 1.0), (neon, 1.0)])
     drawn = grid(model, request, stack=stack, axes=axes, progress=progress)
