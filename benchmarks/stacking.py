@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle
 
 import torch
 
@@ -39,7 +40,8 @@ def stacking_rows() -> list[Row]:
 
 def _figures(model: Model, count: int) -> Figures:
     adapters = [random_adapter(model, seed, rank=RANK) for seed in range(count)]
-    names, weights = [adapter.meta.name for adapter in adapters], [1.0] * count
+    names = [adapter.meta.name for adapter in adapters]
+    dialled = cycle([[1.0] * (count - 1) + [weight] for weight in (0.9, 1.1, 1.0)])
     stack = Stack([(adapter, 1.0) for adapter in adapters])
     inputs = unet_inputs(ROWS)
     plain, peer = peft_unet(model, [], rank=RANK), peft_unet(model, adapters, rank=RANK)
@@ -52,8 +54,8 @@ def _figures(model: Model, count: int) -> Figures:
         }
         _same(*(call().sample for call in calls.values()))
         changes = {
-            "live": lambda: mix.set_weights(weights),
-            "peer": lambda: peer.set_adapters(names, weights),
+            "live": lambda: mix.set_weights(next(dialled)),
+            "peer": lambda: peer.set_adapters(names, next(dialled)),
         }
         return Figures(
             interleaved(calls, rounds=ROUNDS),
@@ -90,7 +92,7 @@ def _rows(figures: Figures, count: int) -> list[Row]:
             "over base, ours / PEFT's",
         ),
         Row(
-            f"weight change, {label}",
+            f"another weight for one, {label}",
             str(change["live"]),
             str(change["peer"]),
             change["live"].median / change["peer"].median,

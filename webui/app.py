@@ -94,12 +94,12 @@ def build(shared: Shared) -> gr.Blocks:
     """The page, not yet served."""
     with gr.Blocks(title="difflora", analytics_enabled=False) as page:
         base = header.build(shared, page)
-        queue.build(shared)
         handed = gr.State(None)
         with gr.Tabs() as tabs:
             for tab in TABS:
                 with gr.Tab(tab.title, id=tab.title.lower()) as shown:
                     tab.build(shared, Page(page, base, handed, tabs, shown))
+        queue.build(shared)
         api.build(shared)
     page.queue(max_size=AT_ONCE, default_concurrency_limit=16)
     page.max_threads = AT_ONCE  # whoever follows a job keeps one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -62,13 +63,22 @@ class Pairs:
         """scale ∘ dial (modules, R) in float32."""
         return self.scale * torch.tensor([dials[key] for key in self.keys], device=self.scale.device)
 
-    def write(self, dials: Mapping[str, float], out: Tensor) -> None:
-        """up · diag(scale ∘ dial) into `out` (modules, out, R): computed in float32, rounded once."""
+    def write(self, dials: Mapping[str, float], out: Tensor, changed: frozenset[str]) -> None:
+        """up · diag(scale ∘ dial) into `out` (modules, out, R), in the columns of the adapters in `changed`:
+        computed in float32, rounded once."""
         scales = self.scales(dials)[:, None, :]
-        if out.dtype == torch.float32:
-            torch.mul(self.up, scales, out=out)
-        else:
-            out.copy_(self.up * scales)
+        for span in self._spans(changed):
+            columns, kept = self.up[..., span], out[..., span]
+            if out.dtype == torch.float32:
+                torch.mul(columns, scales[..., span], out=kept)
+            else:
+                kept.copy_(columns * scales[..., span])
+
+    def _spans(self, chosen: frozenset[str]) -> list[slice]:
+        """The runs of columns of the chosen adapters."""
+        runs = groupby(range(len(self.keys)), key=lambda column: self.keys[column] in chosen)
+        found = [list(columns) for wanted, columns in runs if wanted]
+        return [slice(columns[0], columns[-1] + 1) for columns in found]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -47,6 +47,7 @@ class Group:
         self.slots = [Slot(layer) for layer in bundle.layers]
         self._active: frozenset[str] | None = None
         self._mixed: Mixed | None = None
+        self._written: Dials = {}
 
     @torch.no_grad()
     def set(self, dials: Dials) -> None:
@@ -55,10 +56,13 @@ class Group:
         if self._active != active:
             self._active = active
             self._mixed = _mixed(self.bundle.only(active)) if active else None
+            self._written = {}
             for index, slot in enumerate(self.slots):
                 slot.form = slot.layer.base if self._mixed is None else self._mixed.form(index)
         if self._mixed is not None:
-            self._mixed.write(dials)
+            changed = frozenset(key for key in active if self._written.get(key) != dials[key])
+            self._mixed.write(dials, changed)
+            self._written = {key: dials[key] for key in active}
 
     @torch.no_grad()
     def set_rows(self, rows: Sequence[Dials]) -> None:
@@ -74,8 +78,8 @@ class Mixed(ABC):
     """A bundle under weights that are the same for all rows."""
 
     @abstractmethod
-    def write(self, dials: Dials) -> None:
-        """Takes these weights, in place."""
+    def write(self, dials: Dials, changed: frozenset[str]) -> None:
+        """Takes these weights, in place; those of other adapters than `changed` are as they were."""
 
     @abstractmethod
     def form(self, index: int) -> Forward:
@@ -87,7 +91,10 @@ def _mixed(bundle: Bundle) -> Mixed:
 
 
 class MixedPair(Mixed):
-    """Two products with the concatenated factors, the weights folded into up; gains and biases beside."""
+    """Two products with the concatenated factors, the weights folded into up; gains and biases beside.
+
+    Another weight writes the columns of its own adapter: what it costs does not grow with their number.
+    """
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -99,10 +106,10 @@ class MixedPair(Mixed):
         self.gain = empty(shape) if bundle.gains.keys else None
         self.shift = empty(shape) if has_shift else None
 
-    def write(self, dials: Dials) -> None:
+    def write(self, dials: Dials, changed: frozenset[str]) -> None:
         bundle = self.bundle
         if bundle.pairs.keys:
-            bundle.pairs.write(dials, self.up)
+            bundle.pairs.write(dials, self.up, changed)
         gain, shift = _affine(bundle, dials)
         for kept, new in ((self.gain, gain), (self.shift, shift)):
             if kept is not None and new is not None:
@@ -135,7 +142,7 @@ class MixedWeight(Mixed):
         has_shift = bundle.biases.keys or (self.effective and first.bias is not None)
         self.shift = empty((len(bundle.layers), bundle.up_shape[0])) if has_shift else None
 
-    def write(self, dials: Dials) -> None:
+    def write(self, dials: Dials, changed: frozenset[str]) -> None:
         bundle = self.bundle
         ups = bundle.pairs.up.float() * bundle.pairs.scales(dials)[:, None, :]
         gains, shifts = bundle.gains.mixed(dials), bundle.biases.mixed(dials)

@@ -78,6 +78,34 @@ def test_a_change_of_weights_is_written_into_the_same_memory(model: Model) -> No
             assert torch.equal(output(model), after)
 
 
+def test_another_weight_writes_the_columns_of_its_adapter_alone(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    plain = torch.mul
+
+    def mul(*given: Tensor, out: Tensor) -> Tensor:
+        written.append(out.numel())
+        return plain(*given, out=out)
+
+    monkeypatch.setattr("difflora.apply.bundle.torch.mul", mul)
+    more = []
+    for count in (1, 2, 4):
+        weights = [0.5] * count
+        stack = Stack([(adapter(model, seed, rank=2), 0.5) for seed in range(count)])
+        with applied(model, stack, mode="live") as mix:
+            written.clear()
+            mix.set_weights(weights)
+            assert not written, "the same weights write nothing"
+            weights[-1] = -0.3
+            mix.set_weights(weights)
+            more.append(sum(written))
+            after = output(model)
+        with applied(model, stack.with_weights(weights), mode="live"):
+            assert torch.equal(output(model), after)
+    assert more[0] > 0 and more == [more[0]] * 3
+
+
 @pytest.mark.parametrize(("outer", "inner"), [(3, FULL), (FULL, 3), (FULL, FULL)])
 def test_live_inside_live_adds_whatever_the_ranks(model: Model, outer: int, inner: int) -> None:
     a, b = Stack([(adapter(model, 1, rank=outer), 0.3)]), Stack([(adapter(model, 2, rank=inner), 0.3)])

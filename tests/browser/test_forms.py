@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import expect
 
-from difflora import read_recipe
+from difflora import inspect, read_recipe
 from tests.browser.steps import LONG, begin_training, draw, ended, fill, opened, pick, shown, steps, tab
 from tests.webui.serving import Site
 
@@ -145,6 +145,19 @@ def test_a_training_that_was_stopped_goes_on(page: Any, site: Site) -> None:
     page.locator("#train").click()
     assert "done in" in ended(page, "#train-status", before=before)
     assert (site.output / "adapters" / "halted.safetensors").exists()
+
+
+def test_a_mix_is_kept_at_a_rank_and_tells_what_it_lost(page: Any, site: Site) -> None:
+    tab(page, "Blend")
+    for name in ("dots", "glow"):
+        pick(page, name, "blend-")
+    page.get_by_text("Keep this mix").click()
+    fill(page, "#keep-name", "thin")
+    fill(page, "#keep-rank", "1")
+    page.wait_for_timeout(500)
+    page.locator("#keep").click()
+    assert re.search(r"kept as thin: [1-9][\d.]*% of ΔW lost", ended(page, "#kept"))
+    assert set(inspect(site.output / "adapters" / "thin.safetensors").ranks) == {1}
 
 
 def test_a_mix_is_baked_into_a_copy_of_the_base_once(page: Any, site: Site) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from playwright.sync_api import expect
 
-from difflora import read, write
+from difflora import inspect, read, write
 from tests.browser.steps import LONG, ended, fill, opened, tab
 from tests.webui.serving import Site, random_adapter
 
@@ -110,6 +110,17 @@ def test_a_smaller_one_is_made_and_shown(page: Any, site: Site) -> None:
     expect(card(page, "glow-1")).to_have_count(1, timeout=LONG)
     made = read(site.output / "adapters" / "glow-1.safetensors")
     assert {kind.rank for kinds in made.modules.values() for kind in kinds} == {1}
+
+
+def test_one_is_written_in_another_format(page: Any, site: Site) -> None:
+    library(page)
+    choose(page, "glow")
+    page.get_by_text("Make another file of it").click()
+    fill(page, "#make-name", "glow-diffusers")
+    page.locator("#convert").click()
+    assert "exact" in ended(page, "#made")
+    made = inspect(site.output / "adapters" / "glow-diffusers.safetensors")
+    assert made.format != inspect(site.output / "adapters" / "glow.safetensors").format
 
 
 def test_notes_are_kept_beside_the_file_and_found(page: Any, site: Site) -> None:

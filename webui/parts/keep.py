@@ -44,7 +44,7 @@ def build(shared: Shared, base: gr.Dropdown, mix: Mix, taken: gr.State) -> None:
     with gr.Accordion("Keep this mix", open=False):
         name = gr.Textbox("my-blend", label="Name", elem_id="keep-name")
         with gr.Row():
-            rank = gr.Textbox("", label="Rank", placeholder="exact: the ranks add up")
+            rank = gr.Textbox("", label="Rank", placeholder="exact: the ranks add up", elem_id="keep-rank")
             dtype = gr.Radio(["float16", "float32"], value="float16", label="Numbers")
         with gr.Row():
             save = gr.Button("Save as one adapter", variant="primary", elem_id="keep")
