@@ -100,6 +100,7 @@ def test_text_out_of_files_is_shown_as_text(page: Any, site: Site) -> None:
     )
     tab(page, "Library")
     page.locator("#library-refresh").click()
+    expect(page.locator("#cards button", has_text=name)).to_be_visible(timeout=LONG)
     for words in ("evil", name):
         page.locator("#cards button", has_text=words).first.click()
         expect(page.locator("#details h3")).to_have_text(words, timeout=LONG)
@@ -117,6 +118,10 @@ def test_ctrl_up_and_down_dial_the_weight_under_the_cursor(page: Any) -> None:
     box.evaluate("box => box.setSelectionRange(6, 6)")
     box.press("Control+ArrowUp")
     assert box.input_value() == "a <lora:dots:0.55> ring"
+    box.fill("<lora:a:1>1girl")
+    box.evaluate("box => box.setSelectionRange(9, 9)")
+    box.press("Control+ArrowUp")
+    assert box.input_value() == "<lora:a:1.05>1girl"
     box.fill("a ring")
     box.evaluate("box => box.setSelectionRange(4, 4)")
     box.press("Control+ArrowDown")

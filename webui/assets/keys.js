@@ -13,7 +13,7 @@
       const number = found[1] ?? found[2];
       const end = found.index + found[0].length;
       if (cursor < found.index || cursor > end) continue;
-      const start = end - 1 - number.length; // a bracket ends it
+      const start = found.index + found[0].lastIndexOf(number);
       return { start, end: start + number.length, value: parseFloat(number) };
     }
     return null;
