@@ -145,21 +145,25 @@ class MixedWeight(Mixed):
     def write(self, dials: Dials, changed: frozenset[str]) -> None:
         bundle = self.bundle
         ups = bundle.pairs.up.float() * bundle.pairs.scales(dials)[:, None, :]
-        gains, shifts = bundle.gains.mixed(dials), bundle.biases.mixed(dials)
-        for index, layer in enumerate(bundle.layers):
-            kept = self.weights[index].view(bundle.up_shape)
+        gains = bundle.gains.mixed(dials)
+        count = len(bundle.layers)
+        # Written in place, all modules are a few kernels; what needs room beside it is done one by one.
+        step = count if self.weights.dtype == torch.float32 else 1
+        for first in range(0, count, step):
+            some = slice(first, first + step)
+            kept = self.weights[some].view(-1, *bundle.up_shape)
             total = kept if kept.dtype == torch.float32 else torch.empty_like(kept, dtype=torch.float32)
-            weight = layer.weight.to(layer.device).view(kept.shape)
-            total.copy_(weight) if self.effective else total.zero_()
+            own = [layer.weight.to(layer.device).view(bundle.up_shape) for layer in bundle.layers[some]]
+            torch.stack(own, out=total) if self.effective else total.zero_()
             if gains is not None:
-                total.addcmul_(weight.float(), gains[index][:, None])
+                total.addcmul_(torch.stack(own).float(), gains[some][..., None])
             for column, key in enumerate(bundle.dense.keys):
-                total.add_(bundle.dense.values[index, column].view(kept.shape), alpha=dials[key])
+                total.add_(bundle.dense.values[some, column].view(kept.shape), alpha=dials[key])
             if bundle.pairs.keys:
-                total.addmm_(ups[index], bundle.pairs.down[index].float())
+                total.baddbmm_(ups[some], bundle.pairs.down[some].float())
             if total is not kept:
                 kept.copy_(total)
-        self._write_shifts(shifts)
+        self._write_shifts(bundle.biases.mixed(dials))
 
     def _write_shifts(self, shifts: Tensor | None) -> None:
         if self.shift is None:
