@@ -19,7 +19,7 @@ from webui.parts import mix as mixes
 from webui.parts import prompt as prompts
 from webui.parts.mix import Known, Mix
 from webui.shared import Shared
-from webui.tabs.tab import Handed, Page, Tab, reveal
+from webui.tabs.tab import Handed, Page, Tab, at_first_sight, reveal
 from webui.work.contact import SHEET, Contact, cell_name
 from webui.work.draw import Draw
 
@@ -164,7 +164,7 @@ def _connect(shared: Shared, page: Page, inputs: Inputs, mix: Mix, results: Resu
     again = returning(shared, KIND, _shown, outputs=len(results.outputs))
     page.blocks.load(again, None, results.outputs, **FOLLOWING)
     form = [one for one in inputs.all if one not in (inputs.across, inputs.down)]
-    page.blocks.load(on_load, None, [*form, *mix.outputs], **QUIET)
+    at_first_sight(page, on_load, [*form, *mix.outputs])
     page.tab.select(lambda: mixes.choices(shared), None, mix.picker, **QUIET)
 
 

@@ -1,11 +1,13 @@
 """What a tab is, and what of the page all tabs see."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import gradio as gr
 
+from webui.following import QUIET
 from webui.shared import Shared
 from webui.work.draw import Draw
 
@@ -41,6 +43,17 @@ class Tab:
 
     title: str
     build: Callable[[Shared, Page], None]
+
+
+def at_first_sight(page: Page, fill: Callable[[gr.Request], list[Any]], outputs: Sequence[Any]) -> None:
+    """Fills widgets when the tab is opened for the first time: a page that begins waits for nothing that is
+    not on show."""
+    seen = gr.State(False)
+
+    def on_select(request: gr.Request, before: bool) -> list[Any]:
+        return [True, *([gr.skip()] * len(outputs) if before else fill(request))]
+
+    page.tab.select(on_select, seen, [seen, *outputs], **QUIET)
 
 
 def reveal(selector: str) -> str:

@@ -15,12 +15,12 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from difflora import PRESETS, DiffloraError, TrainConfig, configure
-from webui.following import FOLLOWING, QUIET, View, problem, returning, views
+from webui.following import FOLLOWING, View, problem, returning, views
 from webui.forms import Form, filled, form, given
 from webui.jobs import Job
 from webui.parts import images
 from webui.shared import Shared
-from webui.tabs.tab import Handed, Page, Tab, reveal
+from webui.tabs.tab import Handed, Page, Tab, at_first_sight, reveal
 from webui.work.training import COURSE, Training, step_of
 
 KIND = "train"
@@ -196,7 +196,7 @@ def _connect(shared: Shared, page: Page, inputs: Inputs, results: Results, start
             return [*fixed, *filled(TrainConfig, names, options)]
         return [gr.skip()] * len(inputs.all)
 
-    page.blocks.load(on_load, None, inputs.all, **QUIET)
+    at_first_sight(page, on_load, inputs.all)
     start.click(None, js=reveal("#train-status"))
     start.click(on_start, [page.base, *inputs.all], results.outputs, trigger_mode="multiple", **FOLLOWING)
     results.stop.click(shared.stop, results.current, None, api_visibility="private", queue=False)
