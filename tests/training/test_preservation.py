@@ -22,7 +22,7 @@ def test_the_target_of_preserved_rows_is_the_base_and_of_the_others_the_picture(
         noised = draw(inputs.latents, run.diffusion, config, seed=config.seed, batch=0, rows=rows)
         for factor in run.injected.factors:  # as after some training
             for parameter in factor.parameters.values():
-                parameter.data.normal_(0, 0.1)
+                parameter.data.normal_(0, 0.3)
         kept = run.with_preserved(noised, inputs)
         learned = run.predict(noised, inputs)
         with run.injected.off():

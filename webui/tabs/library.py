@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -42,9 +41,9 @@ def _build(shared: Shared, page: Page) -> None:
                 forth = gr.Button("›", min_width=40, scale=0)
         with gr.Column(scale=5, min_width=320):
             shown = details.build(shared, page)
-    number, names = gr.State(0), gr.State([])
+    number = gr.State(0)
     filters = [words, family, kind, order]
-    outputs = [cards, told, number, names, family, kind]
+    outputs = [cards, told, number, family, kind]
 
     def look(words: str, family: str, kind: str, order: str, page: int = 0) -> list[Any]:
         return _page(shared, Query(words, family, kind, order, page))
@@ -66,14 +65,15 @@ def _build(shared: Shared, page: Page) -> None:
     for button, turned in ((back, before), (forth, after)):
         button.click(turned, [*filters, number], outputs, api_visibility="private")
     cards.select(None, js=reveal("#details"))
-    cards.select(_chosen, names, shown.selected, **QUIET)
+    cards.select(_chosen, None, shown.selected, **QUIET)
     shown.changed.change(look, [*filters, number], outputs, **QUIET)
     page.blocks.load(again, filters, outputs, **QUIET)
     page.tab.select(look, [*filters, number], outputs, **QUIET)  # others may have made files since
 
 
-def _chosen(names: Sequence[str], event: gr.SelectData) -> str:
-    return names[int(event.index)]
+def _chosen(event: gr.SelectData) -> str:
+    """The name on the card, which the library looks up: the place of a card changes when files come or go."""
+    return str(event.value["caption"]).split("\n")[0]
 
 
 def _page(shared: Shared, query: Query) -> list[Any]:
@@ -94,7 +94,6 @@ def _page(shared: Shared, query: Query) -> list[Any]:
         gr.update(value=[(cover(shared, entry), _label(entry)) for entry in shown], selected_index=None),
         notice(text),
         number,
-        [entry.name for entry in shown],
         gr.update(choices=[ANY, *families], value=query.family),
         gr.update(choices=[ANY, *kinds], value=query.kind),
     ]
