@@ -194,11 +194,10 @@ def foresee(scheduler: Any, see: Callable[[Tensor], None]) -> None:
 
     Source: Ho et al. 2020 (noise); Salimans & Ho 2022 (velocity).
     """
-    step = scheduler.step
+    step, known = scheduler.step, np.asarray(scheduler.alphas_cumprod, dtype=float)
 
     @wraps(step)  # pipelines look at its signature
     def told(model_output: Tensor, timestep: Any, sample: Tensor, *rest: Any, **more: Any) -> Any:
-        known = np.asarray(scheduler.alphas_cumprod, dtype=float)
         level = float(np.interp(float(timestep), np.arange(len(known)), known))
         signal, spread = level**0.5, (1 - level) ** 0.5
         noisy = scheduler.scale_model_input(sample, timestep)

@@ -63,7 +63,9 @@ def view(shared: Shared, job: Job) -> View:
     drawing = job.state == "running" and PREVIEW in job.files
     return View(
         job,
-        status(job, ahead=shared.jobs.ahead(job), behind=shared.jobs.behind(job)),
+        status(
+            job, ahead=shared.jobs.ahead(job), behind=shared.jobs.behind(job) if job.state == "running" else 0
+        ),
         tuple(shared.served(job, names)),
         _fresh(shared.jobs.place(job) / PREVIEW) if drawing else None,
     )

@@ -203,13 +203,16 @@ def added(shared: Shared, name: str | None, base: str, values: Sequence[Any]) ->
     return [told, *shown(known, rows)]
 
 
-def fitting(shared: Shared, rows: Sequence[MixRow], base: str) -> tuple[list[Known], list[MixRow], list[str]]:
+def fitting(
+    shared: Shared, rows: Sequence[MixRow], base: str, *, there: Sequence[Known] = ()
+) -> tuple[list[Known], list[MixRow], list[str]]:
     """What is known of those rows whose adapters are there and fit the base, those rows, and why others are
-    left out or changed."""
+    left out or changed. What is known of those `there` already is not measured again."""
+    before = {one.name: one for one in there}
     known, fit, wrong = [], [], []
     for row in rows:
         try:
-            known.append(known_of(shared, row.name, base))
+            known.append(before.get(row.name) or known_of(shared, row.name, base))
             text = None if row.text is None else _within(row.text)
             fit.append(row.model_copy(update={"unet": _within(row.unet), "text": text}))
             if fit[-1] != row:

@@ -175,13 +175,18 @@ def _connect_cells(
     count = len(inputs.all)
 
     def on_cell(
-        request: gr.Request, number: int | None, found: Sheet | None, base: str, event: gr.SelectData
+        request: gr.Request,
+        number: int | None,
+        found: Sheet | None,
+        there: Sequence[Known],
+        base: str,
+        event: gr.SelectData,
     ) -> list[Any]:
         unchanged = [gr.skip()] * (1 + len(mix.outputs))
         if found is None or number is None:
             return [gr.skip(), *unchanged]
         cell = int(event.index)
-        known, rows, wrong = mixes.fitting(shared, found.weights(cell), base)
+        known, rows, wrong = mixes.fitting(shared, found.weights(cell), base, there=there)
         if wrong:  # the sheet is older than the base or the library
             return [problem(DiffloraError("\n".join(wrong))), *unchanged]
         job = shared.jobs.get(number, shared.owner(request))
@@ -197,7 +202,7 @@ def _connect_cells(
             return [problem(error), gr.skip(), gr.skip()]
         return ["", Handed(drawing=drawing), gr.update(selected="generate")]
 
-    cell = [results.current, results.sheet, page.base]
+    cell = [results.current, results.sheet, mix.known, page.base]
     results.cells.select(on_cell, cell, [mix.message, taken, *mix.outputs], api_visibility="private")
     asked = [page.base, *inputs.all, *mix.inputs]
     results.use.click(on_use, asked, [mix.message, page.handed, page.tabs], **QUIET)
