@@ -96,3 +96,8 @@ def draw(page: Any, prompt: str, count: int = 4) -> str:
     before = shown(page, "#status")
     page.locator("#prompt textarea").press("Control+Enter")
     return ended(page, before=before)
+
+
+def card(page: Any, name: str) -> Any:
+    """The card of an adapter: its name is the first line of it."""
+    return page.locator("#cards button", has_text=re.compile(rf"^\s*{re.escape(name)}\s"))

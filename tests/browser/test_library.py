@@ -2,19 +2,13 @@
 and take it back."""
 
 import json
-import re
 from typing import Any
 
 from playwright.sync_api import expect
 
 from difflora import inspect, read, write
-from tests.browser.steps import LONG, ended, fill, opened, tab
+from tests.browser.steps import LONG, card, ended, fill, opened, tab
 from tests.webui.serving import Site, random_adapter
-
-
-def card(page: Any, name: str) -> Any:
-    """The card of an adapter: its name is the first line of it."""
-    return page.locator("#cards button", has_text=re.compile(rf"^\s*{name}\s"))
 
 
 def library(page: Any) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from playwright.sync_api import expect
 
 from difflora import read_recipe
-from tests.browser.steps import LONG, begin_training, draw, ended, fill, opened, pick, shown, steps, tab
+from tests.browser.steps import LONG, begin_training, card, draw, ended, fill, opened, pick, shown, steps, tab
 from tests.webui.serving import Site
 
 
@@ -90,12 +91,25 @@ def test_an_adapter_of_another_family_is_refused_with_the_reason(page: Any) -> N
     expect(page.locator(".mix-row").first).to_be_hidden()
 
 
-def test_text_out_of_files_is_shown_as_text(page: Any) -> None:
+def test_text_out_of_files_is_shown_as_text(page: Any, site: Site) -> None:
     pick(page, "evil")
     expect(page.locator("#words-0")).to_contain_text("<script>", timeout=LONG)
+    name = "<img src=x onerror='window.hacked = 1'>"
+    shutil.copy(
+        site.output / "adapters" / "evil.safetensors", site.output / "adapters" / f"{name}.safetensors"
+    )
     tab(page, "Library")
-    page.locator("#cards button", has_text="evil").first.click()
-    expect(page.locator("#details")).to_contain_text("<script>", timeout=LONG)
+    page.locator("#library-refresh").click()
+    expect(card(page, name)).to_be_visible(timeout=LONG)
+    for words in ("evil", name):
+        card(page, words).click()
+        expect(page.locator("#details h3")).to_have_text(words, timeout=LONG)
+        expect(page.locator("#details")).to_contain_text("<script>")
+    tab(page, "Generate")
+    page.locator("#refresh").click()
+    pick(page, name)
+    expect(page.locator("#message")).to_contain_text(f"{name} joined the mix", timeout=LONG)
+    (site.output / "adapters" / f"{name}.safetensors").unlink()
 
 
 def test_ctrl_up_and_down_dial_the_weight_under_the_cursor(page: Any) -> None:

@@ -13,6 +13,9 @@ from webui.shared import Shared
 from webui.shelf import ANY, PAGE, SORTS, Query, cover, found
 from webui.tabs.tab import Page, Tab, reveal
 
+_IN_TURN: dict[str, Any] = {**QUIET, "concurrency_id": "shelf", "concurrency_limit": 1}
+"""How events are bound that show cards: what is asked for last is shown last."""
+
 
 def _build(shared: Shared, page: Page) -> None:
     with gr.Row(equal_height=True):
@@ -60,15 +63,15 @@ def _build(shared: Shared, page: Page) -> None:
 
     for widget in filters:
         event = widget.submit if widget is words else widget.input
-        event(look, filters, outputs, **QUIET)
-    refresh.click(again, filters, outputs, api_visibility="private")
+        event(look, filters, outputs, trigger_mode="always_last", **_IN_TURN)
+    refresh.click(again, filters, outputs, **_IN_TURN)
     for button, turned in ((back, before), (forth, after)):
-        button.click(turned, [*filters, number], outputs, api_visibility="private")
+        button.click(turned, [*filters, number], outputs, **_IN_TURN)
     cards.select(None, js=reveal("#details"))
-    cards.select(_chosen, None, shown.selected, **QUIET)
-    shown.changed.change(look, [*filters, number], outputs, **QUIET)
-    page.blocks.load(again, filters, outputs, **QUIET)
-    page.tab.select(look, [*filters, number], outputs, **QUIET)  # others may have made files since
+    cards.select(_chosen, None, shown.selected, trigger_mode="always_last", **QUIET)
+    shown.changed.change(look, [*filters, number], outputs, **_IN_TURN)
+    page.blocks.load(again, filters, outputs, **_IN_TURN)
+    page.tab.select(look, [*filters, number], outputs, **_IN_TURN)  # others may have made files since
 
 
 def _chosen(event: gr.SelectData) -> str:
