@@ -1,7 +1,7 @@
 """`make bench`: measures on this machine, prints the tables, and writes benchmarks/RESULTS.md.
 
-Nothing else should run meanwhile. On two idle cores it takes about 35 minutes: speed 3 minutes, algebra 2,
-page 3, base 8, learning 20. One part alone: `python -m benchmarks base`; the others keep their figures.
+Nothing else should run meanwhile. On two idle cores it takes about an hour: speed 3 minutes, algebra 4,
+page 5, base 8, learning 40. One part alone: `python -m benchmarks base`; the others keep their figures.
 """
 
 from collections.abc import Callable, Mapping

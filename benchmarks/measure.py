@@ -34,13 +34,15 @@ class Row:
 def interleaved(
     calls: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 3
 ) -> dict[str, Timing]:
-    """Times every call `rounds` times in turn, A B C A B C ..., so that drift of the machine meets all
-    alike."""
+    """Times every call `rounds` times in turn, each round beginning with the next one, A B C B C A C A B ...,
+    so that drift of the machine, and what a call leaves behind for the one after it, meet all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
     for turn in range(warmup + rounds):
-        for name, call in calls.items():
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
             started = _now()
-            call()
+            calls[name]()
             if turn >= warmup:
                 seconds[name].append(_now() - started)
     return {name: _timing(values) for name, values in seconds.items()}

@@ -28,7 +28,7 @@ class PageCost:
 
     steps: int = 25
     count: int = 4
-    rounds: int = 9
+    rounds: int = 24
 
     def quick(self) -> "PageCost":
         return PageCost(steps=4, count=1, rounds=2)
