@@ -86,15 +86,15 @@ def _error(got: Mapping[str, Tensor], adapters: Sequence[Adapter], weights: Sequ
 
 
 def _kohya(adapters: Sequence[Adapter], weights: Sequence[float]) -> dict[str, Tensor]:
-    """What kohya's merge_lora.py and sdxl_merge_lora.py compute of adapters of one rank and alpha: Σ weight ·
-    up and Σ weight · down, each by itself."""
+    """What kohya's merge_lora.py and sdxl_merge_lora.py compute of adapters of one rank and alpha: the sums
+    of |weight| · up and of weight · down, each by itself."""
     found = {}
     for path in adapters[0].modules:
         up, down = 0.0, 0.0
         for adapter, weight in zip(adapters, weights, strict=True):
             (kind,) = adapter.modules[path]
             assert isinstance(kind, LoRA)
-            up, down = up + weight * kind.up, down + weight * kind.down
+            up, down = up + abs(weight) * kind.up, down + weight * kind.down
         assert isinstance(up, Tensor) and isinstance(down, Tensor)
         found[path] = up @ down
     return found
@@ -105,7 +105,10 @@ def _kohya_concat(adapters: Sequence[Adapter], weights: Sequence[float]) -> dict
     is that of all."""
     return {
         path: sum(
-            (weight**2 * adapter.delta(path) for adapter, weight in zip(adapters, weights, strict=True)),
+            (
+                weight * abs(weight) * adapter.delta(path)
+                for adapter, weight in zip(adapters, weights, strict=True)
+            ),
             torch.zeros(()),
         )
         / len(adapters)

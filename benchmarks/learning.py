@@ -15,6 +15,7 @@ from benchmarks.report import Section, with_goal
 from benchmarks.subject import subject_section
 from benchmarks.unasked import Unasked, unasked, unasked_row, unasked_section
 from difflora.adapter import Adapter
+from difflora.data.folder import scan
 from difflora.demo import GUIDANCE, LESSONS, Lesson
 from difflora.errors import AlreadyTrained
 from difflora.families.model import Model
@@ -88,14 +89,14 @@ def learned(
     base: str,
     more: Mapping[str, Any] = MappingProxyType({}),
 ) -> Adapter:
-    """The lesson's adapter, trained to `output` unless the same training has finished there before; `more`
-    are options beside the lesson's own."""
+    """The lesson's adapter, trained to `output` unless the same training of the same images has finished
+    there before; `more` are options beside the lesson's own."""
     options = {
         **lesson.options(data, output, steps=None),
         **more,
         **({} if steps is None else {"steps": steps}),
     }
-    folder = output / _key(configure(options), base)
+    folder = output / _key(configure(options), base, scan(configure(options)).fingerprint)
     try:
         for _ in train(configure({**options, "output": folder})):
             pass
@@ -104,16 +105,22 @@ def learned(
     return read(folder / f"{lesson.name}.safetensors")
 
 
-def _key(config: TrainConfig, base: str) -> str:
-    """What a training depends on that may change between two runs: the options and the base's hash."""
+def _key(config: TrainConfig, base: str, images: str) -> str:
+    """What a training depends on that may change between two runs: the options, the base and the images."""
     told = config.model_dump_json(exclude={"output", "base_model", "data"})
-    return sha256(f"{told} {base}".encode()).hexdigest()[:12]
+    return sha256(f"{told} {base} {images}".encode()).hexdigest()[:12]
 
 
 def style_scenes(count: int, taught: Collection[str]) -> list[Scene]:
-    """Held-out scenes of one object, none of whose captions is among those `taught`."""
-    scenes = held_out_scenes(count + len(taught), pairs=False, seed="styles")
-    return [scene for scene in scenes if scene.caption not in taught][:count]
+    """Held-out scenes of one object, none of whose captions is among those `taught`, in any size."""
+    known = {_of_any_size(caption) for caption in taught}
+    scenes = held_out_scenes(count + 3 * len(taught), pairs=False, seed="styles")
+    return [scene for scene in scenes if _of_any_size(scene.caption) not in known][:count]
+
+
+def _of_any_size(caption: str) -> str:
+    """A caption without the size of its objects."""
+    return " ".join(word for word in caption.split() if word not in ("small", "large"))
 
 
 def taught_captions(folder: Path, style: str) -> set[str]:

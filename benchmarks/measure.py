@@ -22,13 +22,15 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One comparison. `ratio` is stated in words by `meaning`, such as "images/s, ours / peer's"."""
+    """One comparison. `ratio` is stated in words by `meaning`, such as "images/s, ours / peer's"; `goal` says
+    whether it was met."""
 
     what: str
     ours: str
     peer: str
     ratio: float
     meaning: str
+    goal: str = ""
 
 
 def interleaved(

@@ -12,6 +12,10 @@ from train_scripts.shapes.sample_data import ROBOT_BACKGROUNDS
 from train_scripts.shapes.world import COLOURS
 
 SHEET_ROWS, SHEET_COLUMNS = 4, 6
+_ABOUT = (
+    "A robot. The folder lacks two of the world's backgrounds, which are unseen; the prompts of a sort come "
+    "again with other seeds until there are enough."
+)
 
 
 def subject_prompts(count: int) -> dict[str, list[tuple[str, str]]]:
@@ -43,6 +47,4 @@ def subject_section(paint: Painter, adapter: Adapter, count: int, output: Path) 
         sheet = judged_sheet(drawn.images[shown], recognised[shown], columns=SHEET_COLUMNS)
         sheet.save(output / f"judged_{adapter.meta.name}_{sort.replace(' ', '_')}.png")
     columns = ("prompts", "robot recognised", "base alone", "background right")
-    return Section(
-        "A subject learned from 8 images", "A robot, under seeds of its own.", columns, tuple(rows)
-    )
+    return Section("A subject learned from 8 images", _ABOUT, columns, tuple(rows))

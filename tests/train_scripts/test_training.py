@@ -75,7 +75,7 @@ def test_a_resumed_unet_training_is_bit_identical_and_leaves_the_text_encoder_al
     pipeline: Any, data: Latents, tmp_path: Path
 ) -> None:
     start, text = state_of(pipeline.unet), state_of(pipeline.text_encoder)
-    whole = unet_trainee(pipeline.unet, OPTIONS)
+    whole = unet_trainee(pipeline, OPTIONS)
     steps = train_unet(pipeline, whole, data, OPTIONS)
     losses = [next(steps).loss for _ in range(2)]
     whole.save(tmp_path / "unet.safetensors")
@@ -84,7 +84,7 @@ def test_a_resumed_unet_training_is_bit_identical_and_leaves_the_text_encoder_al
     assert any(not torch.equal(start[name], expected[name]) for name in start)
 
     pipeline.unet.load_state_dict(start)  # a new process begins from the seed
-    resumed = unet_trainee(pipeline.unet, OPTIONS)
+    resumed = unet_trainee(pipeline, OPTIONS)
     resumed.load(tmp_path / "unet.safetensors")
     reports = list(train_unet(pipeline, resumed, data, OPTIONS))
     assert [r.step for r in reports] == [3, 4] and [r.loss for r in reports] == losses[2:]
@@ -250,6 +250,32 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     other = Trainee(named(nn.Linear(2, 2), "other"), rate=Rate(1e-3, 10), decay=0.9)
     with pytest.raises(CheckpointError, match=r"state\.safetensors"):
         other.load(tmp_path / "state.safetensors")
+
+
+def test_a_checkpoint_that_began_otherwise_is_refused(pipeline: Any, tmp_path: Path) -> None:
+    """Another seed, other scenes, another VAE: the last step of such a run is not the last of this one."""
+    begun = unet_trainee(pipeline, OPTIONS)
+    begun.update(sum((p.sum() for p in begun.parameters.values()), start=torch.zeros(())))
+    begun.save(tmp_path / "unet.safetensors")
+    weight = pipeline.vae.encoder.conv_in.weight
+    with torch.no_grad():
+        weight[0, 0, 0, 0] += 1
+        other = unet_trainee(pipeline, OPTIONS)
+        weight[0, 0, 0, 0] -= 1
+    for trainee in (other, unet_trainee(pipeline, replace(OPTIONS, seed=5))):
+        with pytest.raises(CheckpointError, match="began otherwise"):
+            trainee.load(tmp_path / "unet.safetensors")
+        assert trainee.step == 0
+
+
+def test_pictures_are_drawn_again_when_their_scenes_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = twins(SHORT_CLIP, tmp_path)
+    monkeypatch.setattr("train_scripts.shapes.clip.twin", lambda scene, rng: scene)
+    same = twins(SHORT_CLIP, tmp_path)
+    assert torch.equal(same.pictures[0::2], same.pictures[1::2])
+    assert not torch.equal(before.pictures, same.pictures)
 
 
 def test_the_average_is_lent_and_given_back() -> None:

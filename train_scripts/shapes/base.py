@@ -97,7 +97,7 @@ def run_unet(options: BaseOptions) -> None:
     """Train the UNet on the frozen text encoder, with sheets of the preview prompts in the work folder."""
     pipeline = _pipeline(options, trained_clip(options))
     data = encode_scenes(pipeline, options.unet, options.work)
-    trainee = _resumed(unet_trainee(pipeline.unet, options.unet), options.checkpoint("unet"))
+    trainee = _resumed(unet_trainee(pipeline, options.unet), options.checkpoint("unet"))
 
     def look(step: int) -> None:
         preview_sheet(pipeline, options.work / f"unet_{step:06d}.png")
@@ -109,7 +109,7 @@ def install(options: BaseOptions) -> None:
     """Write the base and its CLIP with the averaged weights of the trainings."""
     clip = trained_clip(options)
     pipeline = _pipeline(options, clip)
-    _average_into(unet_trainee(pipeline.unet, options.unet), options.checkpoint("unet"))
+    _average_into(unet_trainee(pipeline, options.unet), options.checkpoint("unet"))
     publish(pipeline, options.base)
     publish_clip(clip, options.clip_folder)
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from train_scripts.shapes.architecture import CLIP_EDGE
 from train_scripts.shapes.captions import heard, tokenize
-from train_scripts.shapes.pictures import to_tensor
+from train_scripts.shapes.pictures import drawn_by, to_tensor
 from train_scripts.shapes.trainee import Rate, Trainee, generator, named
 from train_scripts.shapes.vae import Report
 from train_scripts.shapes.world import COLOURS, SHAPES, Odds, Scene, Thing, random_scene, tint
@@ -47,14 +47,15 @@ class Twins:
 
 
 def twins(options: CLIPOptions, cache: Path) -> Twins:
-    """The scenes of `options` and their twins; the pictures are kept in the folder `cache`."""
+    """The scenes of `options` and their twins; the pictures are kept in the folder `cache` until what draws
+    them changes."""
     rng = random.Random(f"{options.seed} twins")
     scenes = []
     while len(scenes) < 2 * options.scenes:
         scene = random_scene(rng, PAIRS)
         pair = (scene, twin(scene, rng))
         scenes += [] if any(each.held_out for each in pair) else pair
-    file = cache / f"twins-{options.seed}-{options.scenes}.safetensors"
+    file = cache / f"twins-{options.seed}-{options.scenes}-{drawn_by(scenes)}.safetensors"
     if not file.exists():
         cache.mkdir(parents=True, exist_ok=True)
         pixels = to_tensor([scene.render(CLIP_EDGE, CLIP_EDGE) for scene in scenes])
@@ -90,7 +91,9 @@ def _at(thing: Thing, other: Thing) -> Thing:
 
 def clip_trainee(clip: Any, options: CLIPOptions) -> Trainee:
     """The parameters of both encoders and the temperature, ready to train."""
-    return Trainee(named(clip, "clip"), rate=Rate(options.peak_rate, options.steps), decay=0.998)
+    origin = f"seed {options.seed}, {options.scenes} scenes"
+    rate = Rate(options.peak_rate, options.steps)
+    return Trainee(named(clip, "clip"), rate=rate, decay=0.998, origin=origin)
 
 
 def train_clip(

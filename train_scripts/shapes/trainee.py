@@ -40,6 +40,8 @@ class Rate:
 class Trainee:
     """Named parameters under training, with their optimizers, moving average and count of steps made.
 
+    `origin` says what else the training depends on, such as its seed; a checkpoint of another is refused.
+
     Muon trains those named in `orthogonal`, as matrices of one row an output, at the whole rate; AdamW trains
     the rest, at `ADAMW_SHARE` of it beside Muon. On the UNet Muon took half as many steps to the same loss.
     Source: Jordan et al. 2024 (Muon), Liu et al. 2025 (its scale beside AdamW's).
@@ -52,7 +54,9 @@ class Trainee:
         rate: Rate,
         decay: float,
         orthogonal: Collection[str] = (),
+        origin: str = "",
     ) -> None:
+        self.origin = origin
         self.parameters = dict(parameters)
         self.rate = rate
         self.decay = decay
@@ -115,18 +119,24 @@ class Trainee:
         tensors |= self._optimizer_state()
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
-        save_file({name: t.contiguous() for name, t in tensors.items()}, partial, {"step": str(self.step)})
+        words = {"step": str(self.step), "origin": self.origin}
+        save_file({name: t.contiguous() for name, t in tensors.items()}, partial, words)
         os.replace(partial, file)
 
     @torch.no_grad()
     def load(self, file: Path) -> None:
         """Continue from `file`, as written by `save`.
 
-        Raises CheckpointError if the file holds other parameters than this trainee.
+        Raises CheckpointError if the file holds other parameters than this trainee, or began otherwise.
         """
         with safe_open(file, "pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a dict
-            self.step = int(stored.metadata()["step"])
+            words = stored.metadata()
+        if words.get("origin") != self.origin:
+            raise CheckpointError(
+                f"{file}: this checkpoint began otherwise: got '{words.get('origin')}', expected "
+                f"'{self.origin}'. Move it away to begin again."
+            )
         expected = {f"{key}.{name}" for key in ("average", "parameter") for name in self.parameters}
         expected |= {f"{key}.{name}" for key in MOMENTS for name in self.others}
         expected |= {f"{MOMENTUM}.{name}" for name in self.matrices}
@@ -135,6 +145,7 @@ class Trainee:
                 f"{file.name}: this checkpoint holds other tensors than the model under training: got "
                 f"{len(tensors)}, expected {len(expected)}. Move it away to begin again."
             )
+        self.step = int(words["step"])
         self.average = {name: tensors[f"average.{name}"] for name in self.parameters}
         self.fill({name: tensors[f"parameter.{name}"] for name in self.parameters})
         for name, parameter in self.others.items():

@@ -7,7 +7,7 @@ Source: Lin et al. 2023 (zero terminal SNR), Hang et al. 2023 (min-SNR).
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def training_scenes(count: int, *, seed: int) -> list[Scene]:
 def encode_scenes(pipeline: Any, options: UNetOptions, cache: Path) -> Latents:
     """The scenes of `options`, encoded; from the folder `cache` when it has them for this encoder."""
     scenes = training_scenes(options.scenes, seed=options.seed)
-    file = cache / f"latents-{_fingerprint(pipeline.vae.encoder, scenes)}.safetensors"
+    file = cache / f"latents-{_fingerprint((pipeline.vae.encoder,), scenes)}.safetensors"
     if not file.exists():
         cache.mkdir(parents=True, exist_ok=True)
         save_file({"latents": _encode(pipeline.vae, scenes)}, file)
@@ -100,18 +100,26 @@ def _encode(vae: Any, scenes: list[Scene]) -> Tensor:
     return torch.cat(encoded)
 
 
-def _fingerprint(encoder: torch.nn.Module, scenes: list[Scene]) -> str:
+def _fingerprint(encoders: Sequence[torch.nn.Module], scenes: list[Scene]) -> str:
     digest = hashlib.sha256(repr(scenes).encode())
-    for tensor in encoder.state_dict().values():
-        digest.update(tensor.float().numpy().tobytes())
+    for encoder in encoders:
+        for tensor in encoder.state_dict().values():
+            digest.update(tensor.float().numpy().tobytes())
     return digest.hexdigest()[:12]
 
 
-def unet_trainee(unet: Any, options: UNetOptions) -> Trainee:
-    """The parameters of the UNet, ready to train."""
-    parameters = named(unet, "unet")
-    rate = Rate(options.peak_rate, options.steps, warmup=200)
-    return Trainee(parameters, rate=rate, decay=0.9985, orthogonal=hidden_matrices(parameters))
+def unet_trainee(pipeline: Any, options: UNetOptions) -> Trainee:
+    """The parameters of the UNet, ready to train on what the VAE and the text encoder beside it are now."""
+    parameters = named(pipeline.unet, "unet")
+    scenes = training_scenes(options.scenes, seed=options.seed)
+    beside = _fingerprint((pipeline.vae.encoder, pipeline.text_encoder), scenes)
+    return Trainee(
+        parameters,
+        rate=Rate(options.peak_rate, options.steps, warmup=200),
+        decay=0.9985,
+        orthogonal=hidden_matrices(parameters),
+        origin=f"seed {options.seed}, {options.scenes} scenes, VAE and text encoder {beside}",
+    )
 
 
 def train_unet(pipeline: Any, trainee: Trainee, data: Latents, options: UNetOptions) -> Iterator[Report]:

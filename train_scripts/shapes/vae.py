@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from train_scripts.shapes.architecture import EDGE
 from train_scripts.shapes.characters import random_robot
-from train_scripts.shapes.pictures import sheet, to_images, to_tensor
+from train_scripts.shapes.pictures import drawn_by, sheet, to_images, to_tensor
 from train_scripts.shapes.styles import STYLES
 from train_scripts.shapes.trainee import Rate, Trainee, generator, hidden_matrices, named
 from train_scripts.shapes.world import COLOURS, random_scene
@@ -50,7 +50,8 @@ def vae_trainee(vae: Any, options: VAEOptions) -> Trainee:
     vae.to(memory_format=torch.channels_last)
     parameters = named(vae, "vae")
     rate = Rate(options.peak_rate, options.steps)
-    return Trainee(parameters, rate=rate, decay=0.998, orthogonal=hidden_matrices(parameters))
+    origin = f"seed {options.seed}, {options.pictures} pictures"
+    return Trainee(parameters, rate=rate, decay=0.998, orthogonal=hidden_matrices(parameters), origin=origin)
 
 
 def train_vae(vae: Any, trainee: Trainee, pictures: Tensor, options: VAEOptions) -> Iterator[Report]:
@@ -116,8 +117,9 @@ def _edges(pixels: Tensor) -> Tensor:
 
 
 def training_pictures(options: VAEOptions, cache: Path) -> Tensor:
-    """The pictures of `options` as uint8 (N, 3, 128, 128), drawn once and kept in the folder `cache`."""
-    file = cache / f"pictures-{options.seed}-{options.pictures}.safetensors"
+    """The pictures of `options` as uint8 (N, 3, 128, 128), kept in the folder `cache` until what draws them
+    changes."""
+    file = cache / f"pictures-{options.seed}-{options.pictures}-{drawn_by()}.safetensors"
     if not file.exists():
         cache.mkdir(parents=True, exist_ok=True)
         drawn = random_pictures(options.pictures, seed=f"{options.seed}")
