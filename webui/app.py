@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import getpass
+import os
 import shutil
+import signal
+import socket
 import sys
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +36,10 @@ ASSETS = Path(__file__).parent / "assets"
 MAX_UPLOAD = "64mb"
 AT_ONCE = 256  # requests
 SAMPLES = Path(__file__).parents[1] / "sample_data"
+
+
+class PortError(DiffloraError):
+    """A port that another program has."""
 
 
 @dataclass(frozen=True)
@@ -71,23 +79,53 @@ def main(flags: Flags) -> int:
         shared = Shared(_settings(flags), is_shared=flags.listen)
         server = fastapi.FastAPI(title="difflora", docs_url=None, redoc_url=None, openapi_url=None)
         app = mounted(server, shared, gate=Gate(users) if users else None)
+        lock = shared.jobs.hold()
+        door = _door(flags)
     except DiffloraError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     torch.set_num_threads(1)  # the page computes little, and the worker needs the cores
-    supervisor = Supervisor(shared.jobs, shared.settings)
-    supervisor.start()
-    host = EVERYWHERE if flags.listen else LOOPBACK
-    print(f"difflora is at http://{LOOPBACK}:{flags.port} (Ctrl-C ends it)", flush=True)
-    if flags.browser:
-        import webbrowser
+    with door, closing(lock):
+        _serve(app, door, Supervisor(shared.jobs, shared.settings), browser=flags.browser)
+    return 0
 
-        webbrowser.open(f"http://{LOOPBACK}:{flags.port}")
+
+def _door(flags: Flags) -> socket.socket:
+    """Where browsers knock. Raises PortError if another program has the port."""
+    host = EVERYWHERE if flags.listen else LOOPBACK
+    door = socket.socket()
+    if os.name != "nt":  # there it would let two programs have the port
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        uvicorn.run(app, host=host, port=flags.port, log_level="warning", timeout_graceful_shutdown=3)
+        door.bind((host, flags.port))
+    except (OSError, OverflowError) as error:
+        door.close()
+        raise PortError(
+            f"port {flags.port} cannot be used ({error}). Give another one with --port."
+        ) from error
+    return door
+
+
+def _serve(app: fastapi.FastAPI, door: socket.socket, supervisor: Supervisor, *, browser: bool) -> None:
+    """Until Ctrl-C or SIGTERM, after which the worker saves what it does."""
+    signal.signal(signal.SIGTERM, _end)  # uvicorn sends it on to what was there before
+    supervisor.start()
+    try:
+        url = f"http://{LOOPBACK}:{door.getsockname()[1]}"
+        print(f"difflora is at {url} (Ctrl-C ends it)", flush=True)
+        if browser:
+            import webbrowser
+
+            webbrowser.open(url)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
+        with suppress(KeyboardInterrupt):
+            server.run(sockets=[door])
     finally:
         supervisor.stop()
-    return 0
+
+
+def _end(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def build(shared: Shared) -> gr.Blocks:

@@ -24,6 +24,7 @@ POLL = 0.02  # seconds between two looks at a job that is followed
 PATIENT = 0.2  # the same while it has waited for longer than a second
 SECOND = 1.0  # after which the seconds of a job that runs have changed
 _FILE = "jobs.sqlite"
+_LOCK = "server.lock"
 _COLUMNS = (
     "number, owner, kind, request, state, done, total, note, files, result, error, created, started, ended"
 )
@@ -187,7 +188,23 @@ class Jobs:
                 job, told = now, time.monotonic()
                 yield job
 
-    # What follows is the worker's.
+    # What follows is the server's and its worker's.
+
+    def hold(self) -> sqlite3.Connection:
+        """Makes this process the only server of the queue, until what is returned is closed or it ends.
+
+        Raises JobError if another one is.
+        """
+        lock = sqlite3.connect(self.folder / _LOCK, timeout=0, isolation_level=None, check_same_thread=False)
+        try:
+            lock.execute("begin exclusive")
+        except sqlite3.OperationalError as error:
+            lock.close()
+            raise JobError(
+                f"another page works in {self.folder.parent} already. Use that one, end it first, or give "
+                "another folder with --output."
+            ) from error
+        return lock
 
     def claim(self) -> Job | None:
         """Takes the first waiting job to run it; None if none waits."""

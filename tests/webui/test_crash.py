@@ -4,6 +4,8 @@ and of a training not even that."""
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from difflora import Request, configure, read, read_recipe, train
-from tests.webui.serving import ROOT, SHAPES
+from tests.webui.serving import ROOT, SHAPES, serve
 from webui.jobs import Job, Jobs
 from webui.settings import Settings
 from webui.work.draw import Draw
@@ -135,6 +137,49 @@ def test_a_training_that_a_restart_interrupts_goes_on_with_the_next_server(
     assert done.state == "done" and min(now.done for now in seen if now.done) > 3
     assert [step for step, _ in json.loads(done.result)["loss"]] == list(range(1, STEPS + 1))
     assert trained(second) == uninterrupted
+
+
+def test_a_training_anew_that_a_restart_interrupts_is_not_begun_anew_again(
+    tmp_path: Path, uninterrupted: str
+) -> None:
+    first = server(tmp_path)
+    assert first.end(first.train()).state == "done"
+    job = first.train(save_every=1000, overwrite=True)
+    first.at_step(job, 3)
+    first.supervisor.stop()
+    second = server(tmp_path)
+    try:
+        seen = list(second.jobs.follow(job))
+    finally:
+        second.supervisor.stop()
+    assert seen[-1].state == "done" and min(now.done for now in seen if now.done) > 3
+    assert trained(second) == uninterrupted
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGTERM")
+def test_a_page_that_a_service_manager_ends_puts_its_drawing_back(tmp_path: Path) -> None:
+    with serve(tmp_path) as site:  # ended by SIGTERM, as systemd and docker do
+        jobs = Jobs(Settings("", "", tmp_path).jobs)
+        request = Request(prompt="a red circle", steps=400, seed=1)
+        asked = Draw(base=str(SHAPES), request=request, count=64)
+        job = jobs.submit("local", "generate", asked.model_dump_json())
+        for now in jobs.follow(job):
+            assert not now.is_over, now.error
+            if now.done >= 2:
+                break
+        other = subprocess.run(
+            [sys.executable, "-m", "webui", "--port", "0", "--output", str(tmp_path)],
+            cwd=ROOT, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert other.returncode == 1 and "another page works in" in other.stderr
+        elsewhere = subprocess.run(
+            [sys.executable, "-m", "webui", "--port", site.url.rstrip("/").rpartition(":")[2],
+             "--output", str(tmp_path / "else")],
+            cwd=ROOT, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert elsewhere.returncode == 1 and "cannot be used" in elsewhere.stderr
+        assert jobs.get(job.number, "local").state == "running", "neither has touched what this one does"
+    assert jobs.get(job.number, "local").state == "waiting"
 
 
 def test_a_training_whose_worker_is_killed_goes_on_from_its_newest_checkpoint(

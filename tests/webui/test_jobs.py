@@ -129,6 +129,15 @@ def test_what_a_process_before_has_queued_is_still_there(jobs: Jobs) -> None:
     assert claimed(again).number == waiting.number
 
 
+def test_a_queue_has_one_server_at_a_time(jobs: Jobs) -> None:
+    lock = jobs.hold()
+    with pytest.raises(JobError, match="another page works in"):
+        Jobs(jobs.folder).hold()
+    assert jobs.submit("ann", "draw", "{}").state == "waiting", "what is held is the place of the server"
+    lock.close()
+    Jobs(jobs.folder).hold().close()
+
+
 def test_one_owner_cannot_fill_the_queue(jobs: Jobs) -> None:
     for _ in range(MAX_WAITING):
         jobs.submit("ann", "generate", "{}")

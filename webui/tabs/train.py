@@ -179,9 +179,10 @@ def _connect(shared: Shared, page: Page, inputs: Inputs, results: Results, start
             asked = wanted(base, values, names)
             job = shared.jobs.submit(shared.owner(request), KIND, asked.model_dump_json())
         except (DiffloraError, ValidationError) as error:
-            yield [gr.skip(), problem(error), *[gr.skip()] * 4]
+            yield [gr.skip(), problem(error), *[gr.skip()] * 5]
             return
-        yield from map(show, views(shared, job))
+        for found in views(shared, job):
+            yield [*show(found), False]  # what is begun anew is not thrown away by the next click
 
     def on_use(request: gr.Request, number: int | None) -> tuple[Any, Any]:
         job = shared.jobs.get(number or 0, shared.owner(request))
@@ -198,7 +199,8 @@ def _connect(shared: Shared, page: Page, inputs: Inputs, results: Results, start
 
     at_first_sight(page, on_load, inputs.all)
     start.click(None, js=reveal("#train-status"))
-    start.click(on_start, [page.base, *inputs.all], results.outputs, trigger_mode="multiple", **FOLLOWING)
+    outputs = [*results.outputs, inputs.overwrite]
+    start.click(on_start, [page.base, *inputs.all], outputs, trigger_mode="multiple", **FOLLOWING)
     results.stop.click(shared.stop, results.current, None, api_visibility="private", queue=False)
     results.use.click(on_use, results.current, [page.handed, page.tabs], api_visibility="private")
     again = returning(shared, KIND, show, outputs=len(results.outputs))

@@ -33,6 +33,8 @@ def training(wanted: Training, desk: Desk) -> Done:
     Raises what `configure` and `train` do.
     """
     config = configure({**wanted.options, "output": desk.settings.adapters})
+    if (desk.folder / COURSE).exists():  # begun before its server ended: it starts anew once alone
+        config = config.model_copy(update={"overwrite": False})
     desk.say("reading the images and loading the base")
     desk.bases.forget()
     course = _Course(desk)
