@@ -68,12 +68,13 @@ def build(
     def look(request: gr.Request, data: str, trigger: str, base: str) -> list[Any]:
         try:
             found = _found(shared, request, data, trigger=trigger, base=base)
+            every = found if trigger or not found.refusal else _every(shared, request, data, base)
         except DiffloraError as error:
             return [problem(error), *[gr.update(visible=False)] * 3, ""]
-        rows = [[item.name, item.caption] for item in found.items]
+        rows = [[item.name, item.caption] for item in every.items]
         return [
             told(found),
-            gr.update(value=_thumbnails(shared, found), visible=bool(rows)),
+            gr.update(value=_thumbnails(shared, every), visible=bool(rows)),
             gr.update(value=rows, visible=bool(rows)),
             gr.update(visible=bool(rows)),
             data,
@@ -88,7 +89,7 @@ def build(
 
     def on_save(request: gr.Request, data: str, base: str, rows: pd.DataFrame) -> str:
         try:
-            found = _found(shared, request, data, trigger="", base=base)
+            found = _every(shared, request, data, base)
             return save_captions(found, dict(zip(rows["image"], rows["caption"], strict=True)))
         except DiffloraError as error:
             return problem(error)
@@ -105,6 +106,11 @@ def _found(shared: Shared, request: gr.Request, data: str, *, trigger: str, base
     resolution = shared.outline(base).facts.resolution
     values = {"data": data, "trigger": trigger, "base_model": base, "name": "x", "output": "x"}
     return survey(configure({**values, "steps": 1}), resolution=resolution)
+
+
+def _every(shared: Shared, request: gr.Request, data: str, base: str) -> Survey:
+    """The same of all images, also of those that could not be learned for want of a caption."""
+    return _found(shared, request, data, trigger="any", base=base)
 
 
 def save_captions(found: Survey, captions: Mapping[str, str]) -> str:
