@@ -13,6 +13,7 @@ from difflora.library.notes import CIVITAI, SUFFIX, USER, stem_of
 PREVIEW_SUFFIXES = tuple(
     f"{middle}.{kind}" for middle in ("", ".preview") for kind in ("png", "jpg", "jpeg", "webp", "gif")
 )
+CHECKPOINT = {"adapter.safetensors", "optimizer.safetensors"}  # the state of a training, not made to be used
 _COMPONENTS = {component.name for family in FAMILIES for component in family.components}
 
 
@@ -81,6 +82,8 @@ def _walk(root: Path) -> Iterator[tuple[Path, Found | str]]:
                 here = {entry.name: entry for entry in sorted(opened, key=lambda entry: entry.name)}
         except OSError as error:
             yield folder, f"cannot be listed: {error.strerror}"
+            continue
+        if here.keys() >= CHECKPOINT:
             continue
         subfolders: list[Path] = []
         for name, entry in here.items():

@@ -4,6 +4,7 @@ import os
 import threading
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -12,6 +13,8 @@ from difflora.errors import AdapterFileError, LibraryError, PromptError
 from difflora.formats import hashes, inspect, write
 from difflora.library import Library, resolve, shelf
 from difflora.library import entry as entry_module
+from difflora.library.scanning import CHECKPOINT
+from difflora.training.checkpoint import ADAPTER, OPTIMIZER
 from tests.library.scenes import adapter
 
 
@@ -23,6 +26,16 @@ def test_names_are_paths_below_the_folder(folder):
     assert library.broken == {}
     entry = library.entries["b/robot"]
     assert (entry.name, entry.report.family, entry.report.ranks) == ("b/robot", "sd1", (2,))
+
+
+def test_the_state_of_a_training_is_no_adapter_of_the_library(folder):
+    assert {ADAPTER, OPTIMIZER} == CHECKPOINT, "which a training writes"
+    state = folder / "checkpoints" / "neon" / "step-00000100"
+    state.mkdir(parents=True)
+    write(adapter(1), state / ADAPTER)
+    save_file({"exp_avg": torch.zeros(2)}, state / OPTIMIZER)
+    library = Library(folder)
+    assert not [name for name in library.names if "step" in name] and library.broken == {}
 
 
 @pytest.mark.parametrize(
