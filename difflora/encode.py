@@ -20,7 +20,7 @@ from torch import Tensor
 from difflora.adapter import Tokens
 from difflora.apply import attach
 from difflora.errors import ConfigError, FitError, listing
-from difflora.prompts import Break, Segment, parse_attention
+from difflora.prompts import Break, Segment, parse_attention, parse_tags
 from difflora.vocabulary import embedding_path, pieces, word_problem
 
 if TYPE_CHECKING:
@@ -129,10 +129,12 @@ def token_chunks(
 
 def token_count(model: Model, text: Text, *, tokens: Tokens | None = None) -> int:
     """How many tokens a text takes, as token counters show it: of its last chunk, after those it has filled.
+    `<lora:...>` tags take none.
 
     Where text encoders count differently, the larger number.
     """
-    found = token_chunks(model, [text], tokens=[tokens or {}])
+    words = parse_tags(text).text if isinstance(text, str) else text
+    found = token_chunks(model, [words], tokens=[tokens or {}])
     counts = []
     for one, part in zip(found.encoders, _text_components(model), strict=True):
         room, end = one.ids.shape[2] - 2, _tokenizer(model, part).eos_token_id

@@ -336,6 +336,7 @@ def test_a_long_prompt_has_its_words_in_every_chunk(shapes: Model) -> None:
 def test_the_count_of_tokens_counts_vectors(shapes: Model, sdxl: Model) -> None:
     assert token_count(shapes, "") == 0
     assert token_count(shapes, "a red circle") == 3
+    assert token_count(shapes, "a red circle <lora:dots:0.7>") == 3
     assert token_count(shapes, "a zig circle", tokens=vectors(shapes, {"zig": 5})) == 7
     assert token_count(sdxl, "a zig BREAK zig", tokens=vectors(sdxl, {"zig": 5})) == ROOM + 5
 

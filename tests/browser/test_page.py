@@ -42,6 +42,9 @@ def test_a_prompt_becomes_a_picture_with_its_recipe(page: Any, site: Site) -> No
 def test_tokens_are_counted_while_typing(page: Any) -> None:
     page.locator("#prompt textarea").fill("a red circle")
     expect(page.locator("#counter")).to_have_text("3 tokens", timeout=LONG)
+    page.locator("#prompt textarea").fill("a red circle <lora:dots:0.7>")
+    page.locator("#negative textarea").fill("a star")
+    expect(page.locator("#counter")).to_have_text("3 tokens · 2 negative", timeout=LONG)
 
 
 def test_an_adapter_joins_tells_what_it_is_and_changes_the_picture(page: Any, site: Site) -> None:
@@ -118,6 +121,14 @@ def test_ctrl_up_and_down_dial_the_weight_under_the_cursor(page: Any) -> None:
     box.evaluate("box => box.setSelectionRange(6, 6)")
     box.press("Control+ArrowUp")
     assert box.input_value() == "a <lora:dots:0.55> ring"
+    box.fill("<lora:a:0.7:0.5>")
+    box.evaluate("box => box.setSelectionRange(14, 14)")
+    box.press("Control+ArrowUp")
+    assert box.input_value() == "<lora:a:0.7:0.55>"
+    box.fill("<lora:a>")
+    box.evaluate("box => box.setSelectionRange(7, 7)")
+    box.press("Control+ArrowDown")
+    assert box.input_value() == "<lora:a:0.95>"
     box.fill("<lora:a:1>1girl")
     box.evaluate("box => box.setSelectionRange(9, 9)")
     box.press("Control+ArrowUp")

@@ -7,14 +7,19 @@
   }
   const STEP = 0.05;
 
-  // The `<lora:name:0.8>` or `(words:1.1)` around the cursor: where its number stands, and what it is.
+  // The `<lora:name:0.8>` or `(words:1.1)` around the cursor: where the number stands that is under or before
+  // the cursor, and what it is. A tag without one is at weight 1.
   function numberAt(text, cursor) {
-    for (const found of text.matchAll(/<lora:[^<>:]+:(-?\d*\.?\d+)|\([^()]*:(-?\d*\.?\d+)\)/g)) {
-      const number = found[1] ?? found[2];
-      const end = found.index + found[0].length;
-      if (cursor < found.index || cursor > end) continue;
-      const start = found.index + found[0].lastIndexOf(number);
-      return { start, end: start + number.length, value: parseFloat(number) };
+    for (const found of text.matchAll(/<lora:[^<>:]+((?::-?\d*\.?\d+)*)>|\([^()]*(:-?\d*\.?\d+)\)/g)) {
+      const end = found.index + found[0].length - 1;
+      if (cursor < found.index || cursor > end + 1) continue;
+      const numbers = found[1] ?? found[2];
+      if (!numbers) return { start: end, end, value: 1, before: ":" };
+      const begin = end - numbers.length;
+      const all = [...numbers.matchAll(/:([^:]+)/g)];
+      const one = all.findLast((each) => begin + each.index < cursor) ?? all[0];
+      const start = begin + one.index + 1;
+      return { start, end: start + one[1].length, value: parseFloat(one[1]), before: "" };
     }
     return null;
   }
@@ -24,8 +29,9 @@
     let { value: text, selectionStart: from, selectionEnd: to } = box;
     if (found) {
       const number = (Math.round((found.value + change) * 100) / 100).toString();
-      box.value = text.slice(0, found.start) + number + text.slice(found.end);
-      box.setSelectionRange(found.start, found.start + number.length);
+      const start = found.start + found.before.length;
+      box.value = text.slice(0, found.start) + found.before + number + text.slice(found.end);
+      box.setSelectionRange(start, start + number.length);
     } else {
       if (from === to) {
         while (from > 0 && /[^\s,()<>]/.test(text[from - 1])) from--;

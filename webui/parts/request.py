@@ -67,18 +67,19 @@ def wanted(base: str, values: Sequence[Any], *, mix: Sequence[Any]) -> Draw:
 
 
 def prompts(shared: Shared, base: gr.Dropdown) -> tuple[gr.Textbox, Component]:
-    """The boxes of the prompt and the negative one, with a counter of tokens between."""
+    """The boxes of the prompt and the negative one, with a counter of tokens of both between."""
     words = "<lora:name:0.7> adds an adapter, (word:1.2) gives a word more weight. Ctrl+Enter draws."
     prompt = prompt_box.build(shared, base, lines=3, info=words, elem_id="prompt", autofocus=True)
     counter = gr.HTML('<div class="counter">0 tokens</div>', elem_id="counter")
     negative = gr.Textbox(label="Negative prompt", lines=1, elem_id="negative")
-    prompt.change(
-        lambda text, base: _tokens(shared, text, base),
-        [prompt, base],
-        counter,
-        trigger_mode="always_last",
-        **QUIET,
-    )
+    for box in (prompt, negative):
+        box.change(
+            lambda text, other, base: _tokens(shared, text, other, base),
+            [prompt, negative, base],
+            counter,
+            trigger_mode="always_last",
+            **QUIET,
+        )
     return prompt, negative
 
 
@@ -122,9 +123,11 @@ def filled(shared: Shared, drawing: Draw) -> list[Any]:
     return [wrong, *fixed, drawing.count, drawing.compare, *numbers, *mixes.shown(known, rows)]
 
 
-def _tokens(shared: Shared, text: str, base: str) -> str:
+def _tokens(shared: Shared, text: str, negative: str, base: str) -> str:
     try:
-        count = token_count(shared.outline(base), text)
-    except DiffloraError:
-        return '<div class="counter"></div>'
-    return f'<div class="counter">{count} tokens</div>'
+        model = shared.outline(base)
+        told = f"{token_count(model, text)} tokens"
+        told += f" · {token_count(model, negative)} negative" if negative.strip() else ""
+    except DiffloraError:  # what is not typed to its end yet, or no base
+        told = ""
+    return f'<div class="counter">{told}</div>'
