@@ -55,7 +55,8 @@ class Shared:
         if owner == LOCAL:
             return
         place, own = Path(folder).expanduser().resolve(), self.uploads(owner).resolve()
-        for private in (self.settings.jobs, self.settings.uploads, self.settings.trash):
+        settings = self.settings
+        for private in (settings.jobs, settings.uploads, settings.trash, settings.adapters, settings.baked):
             others = private.resolve()
             if (place.is_relative_to(others) and not place.is_relative_to(own)) or others.is_relative_to(
                 place
@@ -78,7 +79,7 @@ class Shared:
         """
         folder, place = self.private(f"{job.owner} {job.number}"), self.jobs.place(job)
         there = [name for name in names if (place / name).exists()]  # not what was deleted by hand
-        return [str(_linked(place / name, folder / name)) for name in there]
+        return [str(linked(place / name, folder / name)) for name in there]
 
     def private(self, what: str) -> Path:
         """A folder that the page may serve from, under a name that nobody can guess."""
@@ -88,13 +89,15 @@ class Shared:
         return folder
 
 
-def _linked(source: Path, target: Path) -> Path:
+def linked(source: Path, target: Path) -> Path:
     """`source` under another name, without a copy of its bytes where the disk allows."""
     if target.exists() and target.stat().st_mtime_ns == source.stat().st_mtime_ns:
         return target
-    target.unlink(missing_ok=True)
+    partial = target.with_name(f"{secrets.token_hex(8)}.partial")  # another event may do the same just now
     try:
-        os.link(source, target)
+        os.link(source, partial)
     except OSError:  # another disk, or one without links
-        shutil.copy2(source, target)
+        shutil.copy2(source, partial)
+    os.replace(partial, target)
+    partial.unlink(missing_ok=True)  # two names of one file are not made one
     return target

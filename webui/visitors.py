@@ -9,7 +9,7 @@ import gradio as gr
 
 COOKIE = "difflora_visitor"
 LOCAL = "local"
-_RULES = "HttpOnly; SameSite=Strict; Path=/; Max-Age=31536000"
+_RULES = "HttpOnly; SameSite=Lax; Path=/; Max-Age=31536000"  # Lax: it also comes with a link from a mail
 
 
 def owner_of(request: gr.Request, *, is_shared: bool) -> str:

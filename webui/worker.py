@@ -88,7 +88,10 @@ def do(job: Job, desk: Desk, *, works: Mapping[str, Work]) -> None:
 def _is_memory(error: Exception) -> bool:
     """Whether memory has run out, of the device or, which torch tells by words alone, of the computer."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or (isinstance(error, RuntimeError) and "not enough memory" in str(error))
+    return named or (isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY))
+
+
+_NO_MEMORY = ("can't allocate memory", "not enough memory")  # torch's words: on Linux and macOS, on Windows
 
 
 def _tidy() -> None:

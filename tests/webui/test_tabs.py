@@ -1,6 +1,7 @@
 """The tabs, the mix, and what is read out of pictures, without a browser."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from difflora import (
     survey,
     write,
 )
-from difflora.errors import ConfigError, RecipeError
+from difflora.errors import ConfigError, DiffloraError, RecipeError
 from difflora.kinds import LoRA
 from webui.app import Flags, _settings
 from webui.bases import choices
@@ -30,7 +31,7 @@ from webui.parts.images import save_captions, told
 from webui.parts.request import NUMBERS, SEED, WIDGETS, filled, wanted
 from webui.restore import restored
 from webui.settings import Settings
-from webui.shared import Shared
+from webui.shared import Shared, linked
 from webui.shelf import Query, found, to_trash
 from webui.tabs import TABS
 from webui.tabs.train import MANY
@@ -82,6 +83,12 @@ def test_every_file_of_tabs_is_in_its_tuple() -> None:
 def test_the_rows_of_a_mix_come_back_from_its_widgets(shared: Shared) -> None:
     rows = (MixRow(name="loud", unet=0.6), MixRow(name="louder", unet=-1, text=0.25, on=False))
     assert mixes.rows_of(chosen(shared, *rows)) == rows
+
+
+def test_a_mix_that_the_server_has_forgotten_is_not_drawn_without(shared: Shared) -> None:
+    _, *widgets = chosen(shared, MixRow(name="loud"))
+    with pytest.raises(DiffloraError, match="away for too long"):
+        mixes.rows_of([None, *widgets])
 
 
 def test_a_row_tells_what_is_known_of_its_adapter(shared: Shared) -> None:
@@ -239,7 +246,9 @@ def test_a_weight_of_a_picture_that_no_mix_can_have_is_told(shared: Shared, tmp_
 
 def test_nobody_learns_from_the_pictures_of_another(shared: Shared) -> None:
     settings, own = shared.settings, shared.uploads("user ann")
-    for folder in (settings.jobs / "000001", settings.output, shared.uploads("user bob"), settings.uploads):
+    previews = settings.adapters / "previews" / "bobs"
+    jobs, uploads = settings.jobs / "000001", settings.uploads
+    for folder in (jobs, settings.output, shared.uploads("user bob"), uploads, previews):
         with pytest.raises(ConfigError, match="others have made"):
             shared.require_readable(str(folder), "user ann")
         shared.require_readable(str(folder), LOCAL)
@@ -263,6 +272,17 @@ def test_captions_are_written_where_they_differ(tmp_path: Path) -> None:
     assert "2 captions written" in written
     texts = {path.name: path.read_text() for path in tmp_path.iterdir() if path.suffix != ".png"}
     assert texts == {"a.txt": "a ring", "b.caption": "a heart\n", "c.txt": "a cross\n"}
+
+
+def test_two_pages_may_link_one_picture_at_once(tmp_path: Path) -> None:
+    for number in range(50):
+        source, target = tmp_path / f"{number}.png", tmp_path / "served" / f"{number}.png"
+        target.parent.mkdir(exist_ok=True)
+        source.write_bytes(b"a picture")
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _, pair=(source, target): linked(*pair), range(4)))
+        assert found == [target] * 4 and target.read_bytes() == b"a picture"
+    assert len(list((tmp_path / "served").iterdir())) == 50
 
 
 def test_searching_sorting_and_filtering_the_library(shared: Shared) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import BaseModel
 
 from difflora import DiffloraError, Request, read_recipe, write
@@ -35,9 +36,7 @@ def act(wanted: Wanted, desk: Desk) -> Done:
     if wanted.how == "memory":
         raise MemoryError
     if wanted.how == "host memory":
-        raise RuntimeError(
-            "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried"
-        )
+        torch.empty(1 << 50)
     if wanted.how == "signal":
         raise Ended
     for step in range(5):
@@ -161,6 +160,28 @@ def test_a_tag_in_the_prompt_of_a_sheet_joins_its_mix(settings: Settings, shapes
     done = jobs.get(job.number, "ann")
     recipe = read_recipe(jobs.place(done) / cell_name(0, 1))
     assert {one.name: one.unet for one in recipe.adapters} == {"dots": 1.0, "glow": 0.25}
+
+
+def test_the_axis_of_a_sheet_is_a_row_of_the_mix_wherever_its_file_lies(
+    settings: Settings, shapes_folder: Path
+) -> None:
+    (settings.adapters / "looks").mkdir()
+    write(random_adapter("dots", 0), settings.adapters / "looks" / "dots.safetensors")
+    wanted = Contact(
+        base=str(shapes_folder),
+        request=Request(prompt="a ring", steps=1, seed=1, batch=2),
+        mix=(MixRow(name="looks/dots"),),
+        axes=(SheetAxis(name="weight", values=(0.0, 0.5), adapter="looks/dots"),),
+    )
+    jobs = Jobs(settings.jobs)
+    jobs.submit("ann", "grid", wanted.model_dump_json())
+    job = jobs.claim()
+    assert job is not None
+    do(job, Desk(job, jobs, settings, Bases()), works=WORK)
+    done = jobs.get(job.number, "ann")
+    assert done.state == "done", done.error
+    recipe = read_recipe(jobs.place(done) / cell_name(0, 1))
+    assert {one.name: one.unet for one in recipe.adapters} == {"dots": 0.5}
 
 
 def test_what_was_kept_is_told(settings: Settings) -> None:

@@ -74,7 +74,17 @@ class Mix:
 
 
 def rows_of(values: Sequence[Any]) -> tuple[MixRow, ...]:
-    """The mix that the widgets of `Mix.inputs` hold."""
+    """The mix that the widgets of `Mix.inputs` hold.
+
+    Raises DiffloraError if the server knows nothing of it any more: it forgets a page that was away for an
+    hour, whose rows would else be drawn without.
+    """
+    if values[0] is None:
+        raise DiffloraError("this page was away for too long. Open it again: its last form comes back.")
+    return _rows(values)
+
+
+def _rows(values: Sequence[Any]) -> tuple[MixRow, ...]:
     known, rest = values[0] or [], values[1:]
     rows = []
     for place, one in enumerate(known):
@@ -136,7 +146,7 @@ def preferred(library: Library, name: str) -> float:
 def build(shared: Shared, *, base: gr.Dropdown, prompt: Component, prefix: str = "") -> Mix:
     """The widgets, with what adds, folds away and removes rows already on them, and puts trigger words into
     `prompt`. `prefix` begins the ids of its elements."""
-    known = gr.State([])
+    known = gr.State(None)
     with gr.Row(equal_height=True):
         picker = gr.Dropdown(
             names(shared),
@@ -187,14 +197,14 @@ def build(shared: Shared, *, base: gr.Dropdown, prompt: Component, prefix: str =
 
 def added(shared: Shared, name: str | None, base: str, values: Sequence[Any]) -> list[Any]:
     """Updates for the message and `Mix.outputs` after an adapter was chosen."""
-    known, rows = list(values[0] or []), rows_of(values)
+    known, rows = list(values[0] or []), _rows(values)
     if not name:
         return ["", *[gr.skip()] * len(shown([], []))]
     try:
-        if any(one.name == name for one in known):
-            raise DiffloraError(f"{name} is in the mix already: move its slider.")
         if len(known) == MAX_ROWS:
             raise DiffloraError(f"the mix has {MAX_ROWS} adapters, which is all there is room for.")
+        if any(one.name == shared.library.find(name).name for one in known):
+            raise DiffloraError(f"{name} is in the mix already: move its slider.")
         known.append(known_of(shared, name, base))
         rows = (*rows, MixRow(name=known[-1].name, unet=preferred(shared.library, name)))
         told = notice(f"<b>{html.escape(known[-1].name)}</b> joined the mix")
@@ -224,7 +234,7 @@ def fitting(
 
 def rechecked(shared: Shared, base: str, values: Sequence[Any]) -> list[Any]:
     """Updates for the message and `Mix.outputs` after the base was changed: what does not fit it leaves."""
-    known, rows, wrong = fitting(shared, rows_of(values), base)
+    known, rows, wrong = fitting(shared, _rows(values), base)
     return [problem(DiffloraError("\n".join(wrong))) if wrong else "", *shown(known, rows)]
 
 
@@ -248,7 +258,7 @@ def _listed(shared: Shared) -> gr.Dropdown:
 
 
 def _without(values: Sequence[Any], place: int) -> tuple[list[Known], list[MixRow]]:
-    known, rows = list(values[0] or []), list(rows_of(values))
+    known, rows = list(values[0] or []), list(_rows(values))
     if place < len(rows):
         del known[place], rows[place]
     return known, rows

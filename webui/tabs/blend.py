@@ -98,7 +98,7 @@ def _inputs(prompt: Component) -> Inputs:
         steps = gr.Slider(1, 100, value=20, step=1, label="Steps", elem_id="blend-steps")
         guidance = gr.Textbox("", label="Guidance", placeholder="the base's own")
         at_once = gr.Number(
-            AT_ONCE, minimum=1, maximum=100, precision=0, label="Cells at once", elem_id="at-once"
+            AT_ONCE, minimum=1, maximum=64, precision=0, label="Cells at once", elem_id="at-once"
         )
     return Inputs(prompt, across, columns, down, rows, seed, steps, guidance, at_once)
 
@@ -154,8 +154,8 @@ def _connect(shared: Shared, page: Page, inputs: Inputs, mix: Mix, results: Resu
                     sheet.mix, key=lambda row: (row.name != sheet.across, row.name != sheet.down)
                 )
                 known, rows, wrong = mixes.fitting(shared, in_order, drawn.base)
-                return [*form, *([gr.skip()] * len(mix.outputs) if wrong else mixes.shown(known, rows))]
-        return [gr.skip()] * (7 + len(mix.outputs))
+                return [*form, *(mixes.shown([], []) if wrong else mixes.shown(known, rows))]
+        return [*[gr.skip()] * 7, *mixes.shown([], [])]
 
     draw.click(None, js=reveal("#blend-status"))
     asked = [page.base, *inputs.all, *mix.inputs]

@@ -229,12 +229,12 @@ def _restored(shared: Shared, path: Path | None, base: str) -> list[Any]:
         return [problem(DiffloraError("no picture is chosen: click one first.")), *unchanged]
     try:
         found = restored(path, shared.library)
+        name = shared.outline(base).facts.name
     except DiffloraError as error:
         return [problem(error), *unchanged]
     drawing = Draw(base=base, request=found.request, mix=found.rows)
     wrong, *filled = form.filled(shared, drawing)
     notes = [*found.notes, *wrong]
-    name = shared.outline(base).facts.name
     if found.base not in ("", name):
         notes.append(f"it was drawn with the base {found.base}, and not with {name}")
     told = html.escape(
@@ -256,7 +256,7 @@ def _connect_form(shared: Shared, page: Page, inputs: Inputs, mix: Mix) -> None:
             _, *filled = form.filled(shared, drawing)
             filled[form.SEED] = gr.skip()  # of a new picture, unless asked otherwise
             return [drawing.base, *filled]
-        return [gr.skip()] * (1 + form.WIDGETS + len(mix.outputs))
+        return [*[gr.skip()] * (1 + form.WIDGETS), *mixes.shown([], [])]
 
     def on_handed(handed: Handed | None, base: str, *values: Any) -> list[Any]:
         if handed is None or handed.drawing is None:

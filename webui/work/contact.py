@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel, Field
@@ -46,12 +47,14 @@ def contact(wanted: Contact, desk: Desk) -> Done:
     desk.say("loading the base and the adapters")
     model = desk.bases.get(wanted.base)
     stack, request = desk.mixed(wanted.mix, wanted.request)
+    # An axis names a row of the mix, a stack's adapters have the shortest names that find them.
+    names = {row.name: desk.library().get(row.name).meta.name for row in wanted.mix if row.on}
     desk.note = "drawing, step"
     sheet = grid(
         model,
         request,
         stack=stack,
-        axes=[Axis(axis.name, axis.values, axis.adapter) for axis in wanted.axes],
+        axes=[_axis(axis, names) for axis in wanted.axes],
         progress=desk.progress,
         watch=desk.watch(wanted.base),
     )
@@ -62,3 +65,9 @@ def contact(wanted: Contact, desk: Desk) -> Done:
         for column, image in enumerate(images)
     ]
     return Done((SHEET, *cells), json.dumps({"columns": len(sheet.cells[0]), "rows": len(sheet.cells)}))
+
+
+def _axis(axis: SheetAxis, names: Mapping[str, str]) -> Axis:
+    values = tuple(names.get(value, value) if isinstance(value, str) else value for value in axis.values)
+    adapter = None if axis.adapter is None else names.get(axis.adapter, axis.adapter)
+    return Axis(axis.name, values if axis.name == "adapter" else axis.values, adapter)
