@@ -82,7 +82,7 @@ def _others(shared: Shared) -> tuple[Callable[..., Any], ...]:
         wanted = Training(options={name: value for name, value in given.items() if name != "output"})
         if wait:
             return _facts(_done(shared, request, "train", wanted))
-        job = shared.jobs.submit(shared.owner(request), "train", wanted.model_dump_json())
+        job = shared.submit(request, "train", wanted)
         return _facts(view(shared, job))
 
     def jobs(request: gr.Request, number: int = 0, cancel: bool = False) -> list[dict[str, Any]]:
@@ -119,7 +119,7 @@ def _rows(mix: Mapping[str, float]) -> tuple[MixRow, ...]:
 
 def _done(shared: Shared, request: gr.Request, kind: str, wanted: BaseModel) -> View:
     """The job of `wanted` at its end. Raises DiffloraError with its error if it has failed."""
-    *_, job = shared.jobs.follow(shared.jobs.submit(shared.owner(request), kind, wanted.model_dump_json()))
+    *_, job = shared.jobs.follow(shared.submit(request, kind, wanted))
     if job.state != "done":
         raise DiffloraError(job.error or job.note or "cancelled")
     return view(shared, job)

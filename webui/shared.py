@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gradio as gr
+from pydantic import BaseModel
 
 from difflora import Library, outline
 from difflora.errors import ConfigError
 from webui.jobs import Job, Jobs
 from webui.settings import Settings
 from webui.visitors import LOCAL, owner_of
+from webui.work.desk import Mixed
 
 if TYPE_CHECKING:
     from difflora import Model
@@ -65,6 +67,11 @@ class Shared:
                     f"{folder} holds what others have made in this page. Upload your images, or name another "
                     "folder."
                 )
+
+    def submit(self, request: gr.Request, kind: str, wanted: BaseModel) -> Job:
+        """Puts a job into the queue, for whoever asks. Raises JobError if too many wait."""
+        asked = wanted.pinned(self.library) if isinstance(wanted, Mixed) else wanted
+        return self.jobs.submit(self.owner(request), kind, asked.model_dump_json())
 
     def stop(self, request: gr.Request, number: int | None) -> None:
         """Asks a job to end, where it is the visitor's own; None is no job."""

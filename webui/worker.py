@@ -22,7 +22,7 @@ from difflora import DiffloraError, usage
 from webui.jobs import Job, Jobs
 from webui.settings import Settings
 from webui.work import WORK, Desk, Work
-from webui.work.desk import Bases, Cancelled, Ended
+from webui.work.desk import Bases, Cancelled, Ended, Mixed
 
 IDLE = 0.015  # seconds between two looks into an empty queue
 TELL = 3.0  # seconds between two words about the device
@@ -66,7 +66,10 @@ def do(job: Job, desk: Desk, *, works: Mapping[str, Work]) -> None:
     jobs = desk.jobs
     try:
         work = works[job.kind]
-        done = work.run(work.wanted.model_validate_json(job.request), desk)
+        wanted = work.wanted.model_validate_json(job.request)
+        if isinstance(wanted, Mixed):
+            wanted.require_unchanged(desk.library())
+        done = work.run(wanted, desk)
         jobs.finish(job, files=done.files, result=done.result)
     except Cancelled as cancelled:
         jobs.end_cancelled(job, note=cancelled.note, files=desk.files)

@@ -184,6 +184,35 @@ def test_the_axis_of_a_sheet_is_a_row_of_the_mix_wherever_its_file_lies(
     assert {one.name: one.unet for one in recipe.adapters} == {"dots": 0.5}
 
 
+def test_a_drawing_that_waits_does_not_go_on_with_another_adapter_of_that_name(
+    settings: Settings, shapes_folder: Path
+) -> None:
+    file = settings.adapters / "dots.safetensors"
+    write(random_adapter("dots", 0), file)
+    jobs = Jobs(settings.jobs)
+    mix = (MixRow(name="dots"), MixRow(name="off", on=False))
+    asked = Draw(base=str(shapes_folder), request=Request(prompt="a ring", steps=1), mix=mix)
+    asked = asked.pinned(library.Library(settings.adapters))
+    assert set(asked.files) == {"dots"}
+    ends = []
+    for seed in (None, 1, None):
+        jobs.submit("ann", "generate", asked.model_dump_json())
+        if seed is not None:
+            write(random_adapter("dots", seed), file)
+        job = jobs.claim()
+        assert job is not None
+        do(job, Desk(job, jobs, settings, Bases()), works=WORK)
+        ends.append(jobs.get(job.number, "ann"))
+    assert [one.state for one in ends] == ["done", "failed", "failed"]
+    assert "dots was changed after this was asked for" in ends[1].error
+    file.unlink()
+    jobs.submit("ann", "generate", asked.model_dump_json())
+    job = jobs.claim()
+    assert job is not None
+    do(job, Desk(job, jobs, settings, Bases()), works=WORK)
+    assert "dots" in jobs.get(job.number, "ann").error
+
+
 def test_what_was_kept_is_told(settings: Settings) -> None:
     jobs = Jobs(settings.jobs)
     jobs.submit("ann", "act", "{}")

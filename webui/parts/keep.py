@@ -58,7 +58,7 @@ def build(shared: Shared, base: gr.Dropdown, mix: Mix, taken: gr.State) -> None:
 
 
 def _run(shared: Shared, request: gr.Request, kind: str, wanted: BaseModel) -> Iterator[View]:
-    yield from views(shared, shared.jobs.submit(shared.owner(request), kind, wanted.model_dump_json()))
+    yield from views(shared, shared.submit(request, kind, wanted))
 
 
 def _meeting(shared: Shared) -> Callable[..., Any]:

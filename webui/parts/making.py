@@ -45,7 +45,7 @@ def _making(
 ) -> Iterator[tuple[str, Any]]:
     try:
         asked = model.model_validate(wanted)
-        for seen in views(shared, shared.jobs.submit(shared.owner(request), kind, asked.model_dump_json())):
+        for seen in views(shared, shared.submit(request, kind, asked)):
             if seen.job.state != "done":
                 yield seen.status, gr.skip()
                 continue

@@ -50,8 +50,8 @@ def _comparing(shared: Shared) -> Callable[..., Iterator[tuple[Any, Any]]]:
         try:
             if not name or not other:
                 raise ConfigError("two adapters are compared: click one, and choose another one here.")
-            asked = Comparing(adapter=name, other=other, base=base).model_dump_json()
-            for seen in views(shared, shared.jobs.submit(shared.owner(request), "compare", asked)):
+            asked = Comparing(adapter=name, other=other, base=base)
+            for seen in views(shared, shared.submit(request, "compare", asked)):
                 picture = next((file for file in seen.pictures if file.endswith(HEAT)), None)
                 told = _told(json.loads(seen.job.result)) if seen.job.state == "done" else seen.status
                 yield told, gr.update(value=picture, visible=picture is not None)

@@ -133,7 +133,7 @@ def _connect(shared: Shared, page: Page, inputs: Inputs, mix: Mix, results: Resu
             sheet = sheet_of(mixes.rows_of(values[count:]), across, columns, down, rows)
             wanted = {"seed": seed, "steps": int(steps), "guidance": guidance, "at_once": int(at_once or 1)}
             asked = contact_of(base, sheet, prompt, **wanted)
-            job = shared.jobs.submit(shared.owner(request), KIND, asked.model_dump_json())
+            job = shared.submit(request, KIND, asked)
         except (DiffloraError, ValidationError) as error:
             yield [gr.skip(), gr.skip(), problem(error), *[gr.skip()] * 5]
             return

@@ -176,7 +176,7 @@ def _connect_drawing(
     def on_draw(request: gr.Request, base: str, *values: Any) -> Iterator[list[Any]]:
         try:
             asked = form.wanted(base, values[:count], mix=values[count:])
-            job = shared.jobs.submit(shared.owner(request), KIND, asked.model_dump_json())
+            job = shared.submit(request, KIND, asked)
         except (DiffloraError, ValidationError) as error:
             yield refused(error)
             return

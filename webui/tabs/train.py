@@ -177,7 +177,7 @@ def _connect(shared: Shared, page: Page, inputs: Inputs, results: Results, start
         try:
             shared.require_readable(values[0], shared.owner(request))
             asked = wanted(base, values, names)
-            job = shared.jobs.submit(shared.owner(request), KIND, asked.model_dump_json())
+            job = shared.submit(request, KIND, asked)
         except (DiffloraError, ValidationError) as error:
             yield [gr.skip(), problem(error), *[gr.skip()] * 5]
             return

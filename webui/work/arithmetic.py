@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from difflora import Adapter, bake, compare, heat_map, interference, load, merge, resize, write
 from difflora.errors import ConfigError
-from webui.work.desk import FROZEN, Desk, Done, MixRow
+from webui.work.desk import FROZEN, Desk, Done, Mixed
 
 HEAT = "heat.png"
 Name = Field(min_length=1, max_length=100, description="File name without extension.")
@@ -23,13 +23,10 @@ _NAME = re.compile(r"[\w][\w .+-]*")
 WORST = 8
 
 
-class Merging(BaseModel):
+class Merging(Mixed):
     """A mix to be kept as one adapter; `rank` None is the exact sum."""
 
-    model_config = FROZEN
-
     base: str
-    mix: tuple[MixRow, ...]
     name: str = Name
     rank: int | None = Field(default=None, ge=1, le=1024)
     dtype: Dtype | None = None
@@ -56,13 +53,10 @@ class Converting(BaseModel):
     dtype: Dtype | None = None
 
 
-class Baking(BaseModel):
+class Baking(Mixed):
     """A base to be written with a mix in its weights."""
 
-    model_config = FROZEN
-
     base: str
-    mix: tuple[MixRow, ...]
     name: str = Name
 
 
@@ -76,13 +70,10 @@ class Comparing(BaseModel):
     base: str
 
 
-class Meeting(BaseModel):
+class Meeting(Mixed):
     """A mix of which is asked how its adapters meet."""
 
-    model_config = FROZEN
-
     base: str
-    mix: tuple[MixRow, ...]
 
 
 def merging(wanted: Merging, desk: Desk) -> Done:

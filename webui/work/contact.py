@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from difflora import Axis, Request, grid
-from webui.work.desk import FROZEN, Desk, Done, MixRow
+from webui.work.desk import FROZEN, Desk, Done, Mixed
 
 SHEET = "sheet.png"
 MAX_CELLS = 100
@@ -25,15 +25,12 @@ class SheetAxis(BaseModel):
     adapter: str | None = None
 
 
-class Contact(BaseModel):
+class Contact(Mixed):
     """What to draw in every cell, and what changes along the edges. The prompt may hold `<lora:name:weight>`
     tags, whose adapters join the mix."""
 
-    model_config = FROZEN
-
     base: str
     request: Request
-    mix: tuple[MixRow, ...]
     axes: tuple[SheetAxis, ...] = Field(min_length=1, max_length=2)
 
 

@@ -6,14 +6,27 @@ import io
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from difflora import LatentColours, Library, Recipe, Request, Stack, Weight, load, resolve, save_png
+from difflora import (
+    DiffloraError,
+    LatentColours,
+    Library,
+    Recipe,
+    Request,
+    Stack,
+    Weight,
+    load,
+    resolve,
+    save_png,
+)
+from difflora.errors import LibraryError
 from webui.jobs import Job, Jobs
 from webui.settings import Settings
 
@@ -51,6 +64,35 @@ class MixRow(BaseModel):
     unet: FiniteFloat = Field(default=1.0, ge=-2 * LIMIT, le=2 * LIMIT)
     text: FiniteFloat | None = Field(default=None, ge=-2 * LIMIT, le=2 * LIMIT)
     on: bool = True
+
+
+class Mixed(BaseModel):
+    """A request with a mix. `files` are the adapters' files as they were when it was made, by name: a job
+    that waits does not go on with what has been put in their place."""
+
+    model_config = FROZEN
+
+    mix: tuple[MixRow, ...] = ()
+    files: dict[str, str] = Field(default={}, description="Size and time of change of each adapter's file.")
+
+    def pinned(self, library: Library) -> Self:
+        """The request with `files`. Adapters that are not there are left for the job to tell."""
+        files = {}
+        for name in {row.name for row in self.mix if row.on}:
+            with suppress(DiffloraError, OSError):
+                files[name] = _stamp(library, name)
+        return self.model_copy(update={"files": files})
+
+    def require_unchanged(self, library: Library) -> None:
+        """Raises LibraryError naming an adapter that is another one now, or gone."""
+        for name, stamp in self.files.items():
+            if _stamp(library, name) != stamp:
+                raise LibraryError(f"the adapter {name} was changed after this was asked for. Ask again.")
+
+
+def _stamp(library: Library, name: str) -> str:
+    state = library.find(name).path.stat()
+    return f"{state.st_size} {state.st_mtime_ns}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 
 from PIL import Image
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from difflora import Request, Stack, generate
-from webui.work.desk import FROZEN, Desk, Done, MixRow
+from webui.work.desk import Desk, Done, Mixed
 
 
-class Draw(BaseModel):
+class Draw(Mixed):
     """What to draw. The prompt may hold `<lora:name:weight>` tags, whose adapters join the mix."""
-
-    model_config = FROZEN
 
     base: str
     request: Request
-    mix: tuple[MixRow, ...] = ()
     count: int = Field(default=1, ge=1, le=64)
     compare: bool = Field(default=False, description="Draw the same seeds with the adapters off as well.")
 
