@@ -93,7 +93,8 @@ def main(flags: Flags) -> int:
 def _door(flags: Flags) -> socket.socket:
     """Where browsers knock. Raises PortError if another program has the port."""
     host = EVERYWHERE if flags.listen else LOOPBACK
-    door = socket.socket()
+    # Said to be TCP, for asyncio then sends small answers without waiting for more.
+    door = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     if os.name != "nt":  # there it would let two programs have the port
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -125,6 +125,11 @@ def test_ctrl_up_and_down_dial_the_weight_under_the_cursor(page: Any) -> None:
     box.evaluate("box => box.setSelectionRange(14, 14)")
     box.press("Control+ArrowUp")
     assert box.input_value() == "<lora:a:0.7:0.55>"
+    box.fill("<lora:a:0.5:unet=0.8>")
+    for cursor, text in ((10, "<lora:a:0.55:unet=0.8>"), (20, "<lora:a:0.55:unet=0.85>")):
+        box.evaluate("(box, cursor) => box.setSelectionRange(cursor, cursor)", cursor)
+        box.press("Control+ArrowUp")
+        assert box.input_value() == text
     box.fill("<lora:a>")
     box.evaluate("box => box.setSelectionRange(7, 7)")
     box.press("Control+ArrowDown")

@@ -87,7 +87,7 @@ def test_the_rows_of_a_mix_come_back_from_its_widgets(shared: Shared) -> None:
 
 def test_a_mix_that_the_server_has_forgotten_is_not_drawn_without(shared: Shared) -> None:
     _, *widgets = chosen(shared, MixRow(name="loud"))
-    with pytest.raises(DiffloraError, match="away for too long"):
+    with pytest.raises(DiffloraError, match="open it again"):
         mixes.rows_of([None, *widgets])
 
 

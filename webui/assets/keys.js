@@ -10,16 +10,15 @@
   // The `<lora:name:0.8>` or `(words:1.1)` around the cursor: where the number stands that is under or before
   // the cursor, and what it is. A tag without one is at weight 1.
   function numberAt(text, cursor) {
-    for (const found of text.matchAll(/<lora:[^<>:]+((?::-?\d*\.?\d+)*)>|\([^()]*(:-?\d*\.?\d+)\)/g)) {
-      const end = found.index + found[0].length - 1;
-      if (cursor < found.index || cursor > end + 1) continue;
-      const numbers = found[1] ?? found[2];
-      if (!numbers) return { start: end, end, value: 1, before: ":" };
-      const begin = end - numbers.length;
-      const all = [...numbers.matchAll(/:([^:]+)/g)];
+    const weights = /<lora:[^<>:]+((?::(?:\w+=)?-?\d*\.?\d+)*)(?:[^<>]*>)?|\([^()]*(:-?\d*\.?\d+)\)/dg;
+    for (const found of text.matchAll(weights)) {
+      if (cursor < found.index || cursor > found.index + found[0].length) continue;
+      const [begin, end] = found.indices[1] ?? found.indices[2];
+      if (begin === end) return { start: end, end, value: 1, before: ":" };
+      const all = [...text.slice(begin, end).matchAll(/:(?:\w+=)?([^:]+)/g)];
       const one = all.findLast((each) => begin + each.index < cursor) ?? all[0];
-      const start = begin + one.index + 1;
-      return { start, end: start + one[1].length, value: parseFloat(one[1]), before: "" };
+      const stop = begin + one.index + one[0].length;
+      return { start: stop - one[1].length, end: stop, value: parseFloat(one[1]), before: "" };
     }
     return null;
   }

@@ -80,7 +80,10 @@ def rows_of(values: Sequence[Any]) -> tuple[MixRow, ...]:
     hour, whose rows would else be drawn without.
     """
     if values[0] is None:
-        raise DiffloraError("this page was away for too long. Open it again: its last form comes back.")
+        raise DiffloraError(
+            "the mix is not known: the page has just been opened, or was away for an hour. Try again in a "
+            "moment, or open it again: its last form comes back."
+        )
     return _rows(values)
 
 
@@ -188,7 +191,7 @@ def build(shared: Shared, *, base: gr.Dropdown, prompt: Component, prefix: str =
         row.remove.click(remove, mix.inputs, mix.outputs, api_visibility="private")
 
         def insert(known: Sequence[Known], text: str, place: int = place) -> str:
-            words = known[place].words if place < len(known) else ""
+            words = known[place].words if known and place < len(known) else ""
             return text if not words or words in text else f"{text}, {words}" if text else words
 
         row.words.click(insert, [mix.known, prompt], prompt, api_visibility="private")
@@ -214,11 +217,11 @@ def added(shared: Shared, name: str | None, base: str, values: Sequence[Any]) ->
 
 
 def fitting(
-    shared: Shared, rows: Sequence[MixRow], base: str, *, there: Sequence[Known] = ()
+    shared: Shared, rows: Sequence[MixRow], base: str, *, there: Sequence[Known] | None = ()
 ) -> tuple[list[Known], list[MixRow], list[str]]:
     """What is known of those rows whose adapters are there and fit the base, those rows, and why others are
     left out or changed. What is known of those `there` already is not measured again."""
-    before = {one.name: one for one in there}
+    before = {one.name: one for one in there or ()}
     known, fit, wrong = [], [], []
     for row in rows:
         try:

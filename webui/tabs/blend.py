@@ -178,7 +178,7 @@ def _connect_cells(
         request: gr.Request,
         number: int | None,
         found: Sheet | None,
-        there: Sequence[Known],
+        there: Sequence[Known] | None,
         base: str,
         event: gr.SelectData,
     ) -> list[Any]:

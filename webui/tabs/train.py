@@ -181,8 +181,10 @@ def _connect(shared: Shared, page: Page, inputs: Inputs, results: Results, start
         except (DiffloraError, ValidationError) as error:
             yield [gr.skip(), problem(error), *[gr.skip()] * 5]
             return
+        ticked = False  # what is begun anew is not thrown away by the next click
         for found in views(shared, job):
-            yield [*show(found), False]  # what is begun anew is not thrown away by the next click
+            yield [*show(found), ticked]
+            ticked = gr.skip()
 
     def on_use(request: gr.Request, number: int | None) -> tuple[Any, Any]:
         job = shared.jobs.get(number or 0, shared.owner(request))

@@ -68,31 +68,43 @@ class MixRow(BaseModel):
 
 class Mixed(BaseModel):
     """A request with a mix. `files` are the adapters' files as they were when it was made, by name: a job
-    that waits does not go on with what has been put in their place."""
+    that waits does not go on with what has been put in their place.
+
+    Everything in it has a hash: by that the page sees that what a tab hands to another is a new one.
+    """
 
     model_config = FROZEN
 
     mix: tuple[MixRow, ...] = ()
-    files: dict[str, str] = Field(default={}, description="Size and time of change of each adapter's file.")
+    files: tuple[tuple[str, str], ...] = Field(
+        default=(), description="Names, and the size and time of change of their files."
+    )
 
     def pinned(self, library: Library) -> Self:
         """The request with `files`. Adapters that are not there are left for the job to tell."""
-        files = {}
-        for name in {row.name for row in self.mix if row.on}:
+        files = []
+        for name in sorted({row.name for row in self.mix if row.on}.intersection(library.names)):
             with suppress(DiffloraError, OSError):
-                files[name] = _stamp(library, name)
-        return self.model_copy(update={"files": files})
+                files.append((name, _stamp(library, name)))
+        return self.model_copy(update={"files": tuple(files)})
 
     def require_unchanged(self, library: Library) -> None:
-        """Raises LibraryError naming an adapter that is another one now, or gone."""
-        for name, stamp in self.files.items():
-            if _stamp(library, name) != stamp:
+        """Raises LibraryError naming an adapter that is another one now, or gone, and AdapterFileError if its
+        file cannot be read any more."""
+        for name, stamp in self.files:
+            try:
+                now = _stamp(library, name)
+            except (DiffloraError, OSError):  # by a list that may be older than the file
+                library.refresh()
+                now = _stamp(library, name)
+            if now != stamp:
                 raise LibraryError(f"the adapter {name} was changed after this was asked for. Ask again.")
 
 
 def _stamp(library: Library, name: str) -> str:
-    state = library.find(name).path.stat()
-    return f"{state.st_size} {state.st_mtime_ns}"
+    path = library.find(name).path
+    states = [one.stat() for one in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    return f"{sum(one.st_size for one in states)} {max(one.st_mtime_ns for one in states)}"
 
 
 @dataclass(frozen=True, slots=True)
