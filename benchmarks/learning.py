@@ -96,9 +96,10 @@ def learned(
         **more,
         **({} if steps is None else {"steps": steps}),
     }
-    folder = output / _key(configure(options), base, scan(configure(options)).fingerprint)
+    config = configure(options)
+    folder = output / _key(config, base, scan(config).fingerprint)
     try:
-        for _ in train(configure({**options, "output": folder})):
+        for _ in train(config.model_copy(update={"output": folder})):
             pass
     except AlreadyTrained:
         print(f"{lesson.name}: trained before, reused", flush=True)

@@ -117,6 +117,7 @@ def test_images_are_brought_looked_at_and_their_captions_changed(
         page.get_by_role("button", name="Upload images and captions").click()
     chooser.value.set_files([str(path) for path in sorted(tmp_path.iterdir())])
     expect(page.locator("#survey")).to_contain_text("p2.png: has no caption", timeout=LONG)
+    expect(page.locator("#survey")).to_contain_text("2 images of 64×64")
     folder = Path(box(page, "#data").input_value())
     assert folder.is_relative_to(site.output / "uploads")
     cells = page.locator("#captions [role=gridcell]")

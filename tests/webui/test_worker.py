@@ -36,6 +36,10 @@ def act(wanted: Wanted, desk: Desk) -> Done:
     if wanted.how == "memory":
         raise MemoryError
     if wanted.how == "host memory":
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried"
+        )
+    if wanted.how == "real memory":
         torch.empty(1 << 50)
     if wanted.how == "signal":
         raise Ended
@@ -46,6 +50,15 @@ def act(wanted: Wanted, desk: Desk) -> Done:
 
 
 WORKS = {"act": Work(Wanted, act)}
+
+
+def ended(jobs: Jobs, settings: Settings, kind: str, wanted: BaseModel, bases: Bases | None = None) -> Job:
+    """The job of a request, when a real worker has done it."""
+    number = jobs.submit("ann", kind, wanted.model_dump_json()).number
+    job = jobs.claim()
+    assert job is not None and job.number == number
+    do(job, Desk(job, jobs, settings, bases or Bases()), works=WORK)
+    return jobs.get(number, "ann")
 
 
 @pytest.fixture
@@ -84,6 +97,7 @@ def test_a_job_that_is_done_has_its_files(run: Callable[..., Job], settings: Set
         ("badly", "ZeroDivisionError: division by zero (see the log)"),
         ("memory", "out of memory"),
         ("host memory", "out of memory"),
+        ("real memory", "out of memory"),
     ],
 )
 def test_a_failed_job_says_why_and_the_next_one_is_done(
@@ -131,13 +145,8 @@ def test_another_weight_loads_neither_the_base_nor_the_adapter_again(
     for weight in (0.0, 0.5, 1.0):
         request = Request(prompt="a ring", steps=1, seed=1)
         mix = (MixRow(name="dots", unet=weight),)
-        jobs.submit(
-            "ann", "generate", Draw(base=str(shapes_folder), request=request, mix=mix).model_dump_json()
-        )
-        job = jobs.claim()
-        assert job is not None
-        do(job, Desk(job, jobs, settings, bases), works=WORK)
-        done = jobs.get(job.number, "ann")
+        asked = Draw(base=str(shapes_folder), request=request, mix=mix)
+        done = ended(jobs, settings, "generate", asked, bases)
         assert done.state == "done", done.error
         pictures.add((jobs.place(done) / done.files[0]).read_bytes())
     assert len(loads) == 2 and len(pictures) == 3, loads
@@ -153,11 +162,7 @@ def test_a_tag_in_the_prompt_of_a_sheet_joins_its_mix(settings: Settings, shapes
         axes=(SheetAxis(name="weight", values=(0.0, 1.0), adapter="dots"),),
     )
     jobs = Jobs(settings.jobs)
-    jobs.submit("ann", "grid", wanted.model_dump_json())
-    job = jobs.claim()
-    assert job is not None
-    do(job, Desk(job, jobs, settings, Bases()), works=WORK)
-    done = jobs.get(job.number, "ann")
+    done = ended(jobs, settings, "grid", wanted)
     recipe = read_recipe(jobs.place(done) / cell_name(0, 1))
     assert {one.name: one.unet for one in recipe.adapters} == {"dots": 1.0, "glow": 0.25}
 
@@ -174,11 +179,7 @@ def test_the_axis_of_a_sheet_is_a_row_of_the_mix_wherever_its_file_lies(
         axes=(SheetAxis(name="weight", values=(0.0, 0.5), adapter="looks/dots"),),
     )
     jobs = Jobs(settings.jobs)
-    jobs.submit("ann", "grid", wanted.model_dump_json())
-    job = jobs.claim()
-    assert job is not None
-    do(job, Desk(job, jobs, settings, Bases()), works=WORK)
-    done = jobs.get(job.number, "ann")
+    done = ended(jobs, settings, "grid", wanted)
     assert done.state == "done", done.error
     recipe = read_recipe(jobs.place(done) / cell_name(0, 1))
     assert {one.name: one.unet for one in recipe.adapters} == {"dots": 0.5}
@@ -194,23 +195,14 @@ def test_a_drawing_that_waits_does_not_go_on_with_another_adapter_of_that_name(
     asked = Draw(base=str(shapes_folder), request=Request(prompt="a ring", steps=1), mix=mix)
     asked = asked.pinned(library.Library(settings.adapters))
     assert [name for name, _ in asked.files] == ["dots"]
-    ends, bases = [], Bases()  # whose list of files is older than what happens to them
-    for seed in (None, 1, None):
-        jobs.submit("ann", "generate", asked.model_dump_json())
-        if seed is not None:
-            write(random_adapter("dots", seed), file)
-        job = jobs.claim()
-        assert job is not None
-        do(job, Desk(job, jobs, settings, bases), works=WORK)
-        ends.append(jobs.get(job.number, "ann"))
+    bases = Bases()  # whose list of files is older than what happens to them
+    ends = [ended(jobs, settings, "generate", asked, bases)]
+    write(random_adapter("dots", 1), file)
+    ends += [ended(jobs, settings, "generate", asked, bases) for _ in range(2)]
     assert [one.state for one in ends] == ["done", "failed", "failed"]
     assert "dots was changed after this was asked for" in ends[1].error
     file.unlink()
-    jobs.submit("ann", "generate", asked.model_dump_json())
-    job = jobs.claim()
-    assert job is not None
-    do(job, Desk(job, jobs, settings, bases), works=WORK)
-    assert "is called 'dots'" in jobs.get(job.number, "ann").error
+    assert "is called 'dots'" in ended(jobs, settings, "generate", asked, bases).error
 
 
 def test_what_was_kept_is_told(settings: Settings) -> None:

@@ -204,10 +204,11 @@ def added(shared: Shared, name: str | None, base: str, values: Sequence[Any]) ->
     if not name:
         return ["", *[gr.skip()] * len(shown([], []))]
     try:
+        found = shared.library.find(name).name
+        if any(one.name == found for one in known):
+            raise DiffloraError(f"{name} is in the mix already: move its slider.")
         if len(known) == MAX_ROWS:
             raise DiffloraError(f"the mix has {MAX_ROWS} adapters, which is all there is room for.")
-        if any(one.name == shared.library.find(name).name for one in known):
-            raise DiffloraError(f"{name} is in the mix already: move its slider.")
         known.append(known_of(shared, name, base))
         rows = (*rows, MixRow(name=known[-1].name, unet=preferred(shared.library, name)))
         told = notice(f"<b>{html.escape(known[-1].name)}</b> joined the mix")

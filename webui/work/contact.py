@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -64,7 +64,7 @@ def contact(wanted: Contact, desk: Desk) -> Done:
     return Done((SHEET, *cells), json.dumps({"columns": len(sheet.cells[0]), "rows": len(sheet.cells)}))
 
 
-def _axis(axis: SheetAxis, names: Mapping[str, str]) -> Axis:
-    values = tuple(names.get(value, value) if isinstance(value, str) else value for value in axis.values)
-    adapter = None if axis.adapter is None else names.get(axis.adapter, axis.adapter)
-    return Axis(axis.name, values if axis.name == "adapter" else axis.values, adapter)
+def _axis(axis: SheetAxis, names: Mapping[Any, str]) -> Axis:
+    known = names if axis.name == "adapter" else {}
+    values = tuple(known.get(value, value) for value in axis.values)
+    return Axis(axis.name, values, names.get(axis.adapter, axis.adapter))
