@@ -2,8 +2,8 @@
 
 Each text encoder sees chunks of max_length - 2 tokens (75 for CLIP) between its begin and end tokens; the
 embeddings of the chunks are put one after another. A short plain prompt gives exactly what diffusers'
-`encode_prompt` gives. Facts of emphasis, BREAK, the comma rule and the counting of clip skip: the behaviour
-of stable-diffusion-webui 1.10.
+`encode_prompt` gives. Facts of emphasis, BREAK and the comma rule: the behaviour of stable-diffusion-webui
+1.10.
 """
 
 from __future__ import annotations
@@ -83,9 +83,10 @@ def encode(
     """Text embeddings of `prompts`, in the dtype of the text encoders, on the model's device.
 
     All prompts get as many chunks as the longest needs, or `chunks` if that is more: shorter ones are
-    filled up with empty chunks. `clip_skip` counts as A1111 does: 1 is the family's own layer, 2 the one
-    before. `tokens` are the words that each prompt knows beside those of the model (`Stack.tokens`), one
-    vocabulary a prompt, or none at all.
+    filled up with empty chunks. `clip_skip` counts from the last layer of the encoder as ComfyUI does: 1 is
+    the family's own layer; 2 the one before in SD 1, and the family's own still in SDXL and SD 2, which were
+    trained on that one (A1111 does not skip there at all). `tokens` are the words that each prompt knows
+    beside those of the model (`Stack.tokens`), one vocabulary a prompt, or none at all.
 
     Raises PromptError for syntax, ConfigError for a clip skip beyond the encoder's layers, FitError for a
     word that is not of this model.
@@ -275,12 +276,13 @@ def _encode_one(model: Model, tokens: EncoderTokens, clip_skip: int) -> _Encoded
     """Hidden states (B, k·L, dim) of one text encoder, and its pooled output (B, dim) if it is used."""
     encoder: Any = model.component(tokens.component)
     spec = model.family.text
-    skipped = spec.default_skip + clip_skip - 1
+    absent = 1 if model.facts.variant == "sd2" else 0  # its last layer is in no file: see `TextSpec`
+    skipped = max(spec.default_skip, clip_skip - 1 - absent)
     layers = encoder.config.num_hidden_layers
     if clip_skip < 1 or skipped >= layers:
         raise ConfigError(
             f"clip_skip={clip_skip} is not possible with {tokens.component} of {model.facts.name!r}: its "
-            f"{layers} layers allow 1 to {layers - spec.default_skip}; 1 is the usual layer"
+            f"{layers} layers allow 1 to {layers + absent}; 1 is the usual layer"
         )
     norm = model.module(f"{tokens.component}.text_model.final_layer_norm")
     hidden: list[Tensor] = []

@@ -2,6 +2,7 @@
 chunks.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def test_sd1_equals_diffusers(shapes: Model, clip_skip: int, theirs: int | None)
     assert text.pooled is None
 
 
-@pytest.mark.parametrize(("clip_skip", "theirs"), [(1, None), (2, 1)])
+@pytest.mark.parametrize(("clip_skip", "theirs"), [(1, None), (2, None), (3, 1)])
 def test_sdxl_equals_diffusers(sdxl: Model, clip_skip: int, theirs: int | None) -> None:
     text = encode(sdxl, PROMPTS, clip_skip=clip_skip)
     hidden, _, pooled, _ = oracle(sdxl, clip_skip=theirs)
@@ -68,10 +69,17 @@ def test_sdxl_equals_diffusers(sdxl: Model, clip_skip: int, theirs: int | None) 
 def test_clip_skip_beyond_the_layers_names_the_range(shapes: Model, sdxl: Model) -> None:
     with pytest.raises(ConfigError, match="1 to 3"):
         encode(shapes, PROMPTS, clip_skip=4)
-    with pytest.raises(ConfigError, match="1 to 2"):
-        encode(sdxl, PROMPTS, clip_skip=3)
+    with pytest.raises(ConfigError, match="1 to 3"):
+        encode(sdxl, PROMPTS, clip_skip=4)
     with pytest.raises(ConfigError):
         encode(shapes, PROMPTS, clip_skip=0)
+
+
+def test_sd2_has_left_its_last_layer_out_already(shapes: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, before = (encode(shapes, PROMPTS, clip_skip=skip).hidden for skip in (1, 2))
+    monkeypatch.setattr(shapes, "facts", replace(shapes.facts, variant="sd2"))
+    assert torch.equal(encode(shapes, PROMPTS, clip_skip=2).hidden, usual)
+    assert torch.equal(encode(shapes, PROMPTS, clip_skip=3).hidden, before)
 
 
 def ids(model: Model, text: str) -> list[list[int]]:
@@ -269,11 +277,13 @@ def test_words_equal_diffusers_textual_inversion(shapes: Model, shapes_folder: P
     assert not torch.equal(found, encode(shapes, WORD_PROMPTS).hidden)
 
 
-@pytest.mark.parametrize("clip_skip", [1, 2])
-def test_words_equal_diffusers_in_both_encoders_of_sdxl(sdxl: Model, clip_skip: int) -> None:
+@pytest.mark.parametrize(("clip_skip", "theirs"), [(2, None), (3, 1)])
+def test_words_equal_diffusers_in_both_encoders_of_sdxl(
+    sdxl: Model, clip_skip: int, theirs: int | None
+) -> None:
     tokens = vectors(sdxl, {"<zig>": 1, "<zag>": 3})
-    theirs = taught(sdxl.source, tokens)
-    hidden, _, pooled, _ = oracle(theirs, prompts=WORD_PROMPTS, clip_skip=clip_skip - 1 or None)
+    peer = taught(sdxl.source, tokens)
+    hidden, _, pooled, _ = oracle(peer, prompts=WORD_PROMPTS, clip_skip=theirs)
     text = encode(sdxl, WORD_PROMPTS, tokens=[tokens] * 4, clip_skip=clip_skip)
     assert torch.equal(text.hidden, hidden)
     assert text.pooled is not None and torch.equal(text.pooled, pooled)

@@ -85,7 +85,7 @@ class Request(BaseModel):
         ge=1,
         le=12,
         description="Take the text from this layer of the text encoder, counted from its last. 1 is the "
-        "model's own; some anime models are used with 2.",
+        "model's own; some anime models are used with 2, which for SDXL is the model's own as well.",
     )
     eta: FiniteFloat | None = Field(
         default=None,
