@@ -62,7 +62,7 @@ class Sampler:
 
     @property
     def schedule(self) -> str:
-        """A1111's `Schedule type` value that asks for the same noise levels."""
+        """A1111's `Schedule type` value for the same noise levels; on the lowest see `_ToLowestNoise`."""
         if self.spacing != "range":
             return self.spacing.capitalize()
         return "Uniform" if self.even_start else "Automatic"
@@ -246,7 +246,8 @@ def _scheduler_class(name: str) -> type:
 
     row = SAMPLERS[name]
     # Mixins and not instances patched afterwards: some constructors already call set_timesteps.
-    mixins = (_CpuNoise,) * row.seeded + ((_EvenSteps,) if row.spacing == "range" else (_FullRange,))
+    even = _ToLowestNoise if row.method == "DPM++ 2M" else _EvenSteps
+    mixins = (_CpuNoise,) * row.seeded + ((even,) if row.spacing == "range" else (_FullRange,))
     return type(
         f"{row.scheduler_class}For{row.spacing.capitalize()}",
         (*mixins, getattr(diffusers, row.scheduler_class)),
@@ -255,13 +256,15 @@ def _scheduler_class(name: str) -> type:
 
 
 class _EvenSteps:
-    """Refuses the step counts for which diffusers' trailing spacing has one timestep too many.
+    """Refuses the step counts for which diffusers' trailing spacing has one timestep too many, and takes a
+    single step from pure noise.
 
     Its arange(1000, 0, -1000 / steps) has 62 entries for 61 steps, the last of them rounded to timestep -1,
-    which indexes pure noise.
+    which indexes pure noise. Its linspace(0, 999, 1) is the other end: timestep 0, almost without noise.
     """
 
     config: Any
+    register_to_config: Callable[..., None]
 
     def set_timesteps(
         self, num_inference_steps: int, device: Any = None, num_train_timesteps: int | None = None
@@ -274,7 +277,29 @@ class _EvenSteps:
                 f"diffusers adds a step at timestep -1. Use {better} steps."
             )
         rest = () if num_train_timesteps is None else (num_train_timesteps,)
+        spacing = self.config.timestep_spacing
+        if num_inference_steps == 1 and spacing == "linspace":
+            self.register_to_config(timestep_spacing="trailing")
         super().set_timesteps(num_inference_steps, device, *rest)  # type: ignore[misc]
+        self.register_to_config(timestep_spacing=spacing)
+
+
+class _ToLowestNoise(_EvenSteps):
+    """Even steps from the last timestep down to the first, as k-diffusion's `get_sigmas` spaces them.
+
+    diffusers spaces those of its multistep solvers for one step more and leaves the lowest out: of 25 steps
+    the last would go from a sigma of 0.2 to 0 at once. Its other ones stay as they are: A1111 leaves the
+    lowest of "DPM++ 3M SDE" and "UniPC" out as well, and that of "DPM++ 2M SDE" adds more noise in one such
+    step than it takes away.
+    """
+
+    def set_timesteps(
+        self, num_inference_steps: int, device: Any = None, num_train_timesteps: int | None = None
+    ) -> None:
+        if self.config.timestep_spacing != "linspace":
+            return super().set_timesteps(num_inference_steps, device, num_train_timesteps)
+        timesteps = np.linspace(self.config.num_train_timesteps - 1, 0, num_inference_steps).round()
+        return super(_EvenSteps, self).set_timesteps(device=device, timesteps=timesteps)  # type: ignore[misc]
 
 
 def _spaces_evenly(total: int, steps: int) -> bool:

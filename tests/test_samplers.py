@@ -135,6 +135,19 @@ def test_an_image_does_not_depend_on_its_neighbours_in_the_batch(name):
     assert torch.allclose(alone, both[1:], atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["Euler", "Euler a", "Heun", "LMS", "DPM++ 2M", "DPM++ SDE"])
+@pytest.mark.parametrize("steps", [1, 2, 25, 100])
+def test_even_steps_have_the_noise_levels_of_k_diffusion(name, steps):
+    scheduler = make_scheduler(name, EPSILON, seeds=SEEDS)
+    scheduler.set_timesteps(steps)
+    alphas = alphas_of(EPSILON)
+    table = np.log(((1 - alphas) / alphas) ** 0.5)
+    wanted = np.exp(np.interp(np.linspace(999, 0, steps), np.arange(1000), table))
+    for level in wanted:  # within half a timestep; some have further ones between
+        assert np.abs(scheduler.sigmas.numpy() / level - 1).min() < 0.05, level
+    assert float(scheduler.sigmas[-1]) == 0
+
+
 @pytest.mark.parametrize("name", [n for n in SAMPLERS if SAMPLERS[n].spacing != "range"])
 def test_spaced_sigmas_start_at_pure_noise_and_span_the_model(name):
     for config, top in ((EPSILON, 14.61), (ZERO_SNR, 4096.0)):
