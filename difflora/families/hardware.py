@@ -13,6 +13,8 @@ from difflora.families.family import Family
 
 ATTENTION = ("auto", "sdpa", "xformers")
 
+TILE = 512  # pixels of a VAE tile's edge under offload
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -83,11 +85,14 @@ def _installed() -> int:
 def pick_dtype(dtype: str | torch.dtype | None, *, family: Family, device: torch.device) -> torch.dtype:
     """The number format asked for, or the usual one.
 
-    That is float32 on the CPU, and what the family says on a GPU.
-    Raises ConfigError on one that is not known.
+    That is float32 on the CPU, and on a GPU what the family says; float16 in place of a bfloat16 that the GPU
+    only emulates (before NVIDIA's Ampere). Raises ConfigError on one that is not known.
     """
     if dtype is None:
-        return torch.float32 if device.type == "cpu" else DTYPES[family.gpu_dtype]
+        if device.type == "cpu":
+            return torch.float32
+        emulated = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.float16 if emulated else DTYPES[family.gpu_dtype]
     chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if chosen is None or chosen not in DTYPES.values():
         raise ConfigError(f"dtype={dtype!r} is not known; use one of: {', '.join(DTYPES)}")
@@ -145,5 +150,12 @@ def place(pipeline: Any, *, device: torch.device, offload: bool) -> None:
         pipeline.to(device)
         return
     pipeline.enable_model_cpu_offload(device=device)
-    pipeline.vae.enable_tiling()
-    pipeline.vae.enable_slicing()
+    _use_tiles(pipeline.vae)
+
+
+def _use_tiles(vae: Any) -> None:
+    """Tiles of 512 pixels: by its own measure SDXL's VAE takes 1024 at once, which is what has to be cut."""
+    vae.enable_tiling()
+    vae.enable_slicing()
+    vae.tile_sample_min_size = min(vae.tile_sample_min_size, TILE)
+    vae.tile_latent_min_size = min(vae.tile_latent_min_size, TILE // 8)

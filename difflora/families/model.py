@@ -120,12 +120,14 @@ class Model:
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W) float32 in [-1, 1] (not clipped) of scaled latents (B, 4, H/8, W/8).
 
-        Computed in the VAE's own dtype, which for SDXL is float32 also where the UNet's is not.
+        One by one, for a decoder takes more memory an image than the UNet does. Computed in the VAE's own
+        dtype, which for SDXL is float32 also where the UNet's is not; images in which a float16 VAE
+        overflows, as some of SD 1.x do, once more in float32.
         """
         vae = self.pipeline.vae
         shift, scale = vae.config.shift_factor or 0.0, vae.config.scaling_factor
         unscaled = latents.to(self.device, torch.float32) / scale + shift
-        return vae.decode(unscaled.to(vae.dtype)).sample.float()
+        return torch.cat([_decoded(vae, one) for one in unscaled.split(1)])
 
     @cached_property
     def _modules(self) -> Mapping[str, nn.Module]:
@@ -142,3 +144,14 @@ class Model:
         return MappingProxyType(
             {path: tuple(weight.shape) for path, weight in weights.items() if weight is not None}
         )
+
+
+def _decoded(vae: Any, latents: Tensor) -> Tensor:
+    dtype = vae.dtype
+    pixels = vae.decode(latents.to(dtype)).sample.float()
+    if dtype != torch.float16 or bool(pixels.isfinite().all()):
+        return pixels
+    try:
+        return vae.to(torch.float32).decode(latents).sample.float()
+    finally:
+        vae.to(dtype)

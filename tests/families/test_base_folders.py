@@ -93,6 +93,22 @@ def test_latents_have_the_scale_of_the_unet(shapes_model: Model) -> None:
         assert torch.allclose(shapes_model.decode_latents(mean), vae.decode(posterior.mean).sample, atol=1e-4)
 
 
+def test_images_that_overflow_in_float16_are_decoded_in_float32(folder: Path) -> None:
+    model = load(folder, device="cpu")
+    latents = torch.randn(2, 4, 4, 4)
+    wanted = model.decode_latents(latents)
+    vae = model.pipeline.vae
+    conv = vae.decoder.mid_block.resnets[0].conv1  # the norm after it takes back any scale that can be held
+    scale = 6e4 / float(conv.weight.abs().max())
+    for parameter in conv.parameters():
+        parameter.data *= scale
+    assert torch.allclose(model.decode_latents(latents), wanted, atol=1e-3)
+    vae.to(torch.float16)
+    assert not vae.decode(latents[:1].half()).sample.isfinite().all()
+    assert torch.allclose(model.decode_latents(latents), wanted, atol=2e-2)
+    assert vae.dtype == torch.float16
+
+
 def test_the_hash_is_of_the_weights_not_of_where_they_lie(folder: Path, shapes_model: Model) -> None:
     moved = load(folder, device="cpu").facts
     assert moved == replace(shapes_model.facts, name="base")
