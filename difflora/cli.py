@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import NoReturn
 
-from difflora.errors import DiffloraError, Interrupted
+from difflora.errors import DiffloraError, Interrupted, is_memory
 
 VERBS: Mapping[str, str] = {
     "train": "Learn an adapter from a folder of images; continues after an interruption.",
@@ -86,10 +86,10 @@ def _message(error: Exception) -> str:
         return f"error: {error}"
     if isinstance(error, OSError) and error.filename:
         return f"error: {error.filename}: {error.strerror}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_memory(error):
         return (
             f"error: out of memory ({error})\nUse a smaller --batch-size or --batch, a smaller size, "
-            "--gradient-checkpointing when training, or --dtype bf16."
+            "--gradient-checkpointing when training, --offload when drawing on a GPU, or --dtype bf16."
         )
     return (
         f"error: {type(error).__name__}: {error}\n"

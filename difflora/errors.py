@@ -92,6 +92,15 @@ class Interrupted(TrainingError):
     """Somebody asked the run to stop; its state was saved, and the same command continues."""
 
 
+def is_memory(error: BaseException) -> bool:
+    """Whether memory has run out, of the device or, which torch tells by words alone, of the computer."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY))
+
+
+_NO_MEMORY = ("can't allocate memory", "not enough memory")  # torch's words: on Linux and macOS, on Windows
+
+
 def span(numbers: Sequence[int]) -> str:
     """From the least of some numbers to the largest, in words."""
     return f"{min(numbers)} to {max(numbers)}" if len(set(numbers)) > 1 else "".join(map(str, numbers[:1]))

@@ -1,10 +1,11 @@
 """Files that are written whole or not at all."""
 
+import errno
 import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,15 +45,20 @@ def _sweep(folder: Path, stem: str) -> None:
     for entry in os.scandir(folder):
         if entry.name.startswith(stem) and entry.name.endswith(".tmp"):
             leftover = Path(entry.path)
-            if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
-                leftover.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another writer sweeps as well
+                if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
+                    leftover.unlink()
 
 
 def fsync_folder(folder: Path) -> None:
-    """Makes a rename in `folder` survive a power cut. Windows has no such call and needs none."""
+    """Makes a rename in `folder` survive a power cut, where the file system can: Windows has no such call and
+    needs none, and some network mounts refuse it."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
         finally:
             os.close(descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all); raising from it aborts, and the base is put back."""
 
 NO_ADAPTERS = Stack()
+SEEDS = 2**32
+"""How many seeds there are: torch's generator on a CPU looks at 32 bits."""
 DIFFERENCES_KEY = "difflora_differences"
 _RECORDED_VERSIONS = ("difflora", "torch", "diffusers", "transformers")
 
@@ -59,23 +62,38 @@ def generate(
     """
     if count is not None and count < 1:
         raise ConfigError(f"count={count}: expected at least 1 image")
+    drawn = batches(model, request, stack=stack, mode=mode, count=count, progress=progress, watch=watch)
+    return [image for batch in drawn for image in batch]
+
+
+def batches(
+    model: Model,
+    request: Request,
+    *,
+    stack: Stack = NO_ADAPTERS,
+    mode: Mode | None = None,
+    count: int | None = None,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
+) -> Iterator[list[Image.Image]]:
+    """`generate`, batch by batch as they are drawn; the stack is applied until the last one was taken."""
     settings = resolved(request, model.facts)
     how = mode or default_mode(model)
-    rows = [Row(settings, settings.seed + i, stack) for i in range(count or settings.batch)]
-    batches = [rows[start : start + settings.batch] for start in range(0, len(rows), settings.batch)]
-    total = settings.steps * len(batches)
-    images: list[Image.Image] = []
+    rows = [Row(settings, (settings.seed + i) % SEEDS, stack) for i in range(count or settings.batch)]
+    starts = range(0, len(rows), settings.batch)
+    total = settings.steps * len(starts)
     with applied(model, stack, mode=how):
-        for number, batch in enumerate(batches):
+        for number, start in enumerate(starts):
             hook = step_hook(progress, done=number * settings.steps, total=total)
-            images += draw_rows(model, batch, mode=how, on_step=hook, watch=watch)
-    return images
+            batch = rows[start : start + settings.batch]
+            yield draw_rows(model, batch, mode=how, on_step=hook, watch=watch)
 
 
 def replay(
-    recipe: Recipe, library: Library, model: Model, *, progress: Progress | None = None
+    recipe: Recipe, library: Library | None, model: Model, *, progress: Progress | None = None
 ) -> list[Image.Image]:
-    """The image of a recipe drawn again: [image], with its new recipe in `info`.
+    """The image of a recipe drawn again: [image], with its new recipe in `info`. Without adapters in it no
+    library is needed.
 
     On the same machine, versions and dtype the pixels are the same: the whole batch is drawn as it was, in
     the recipe's mode and on its number of threads, and the image is taken from its place. What differs from
@@ -88,8 +106,8 @@ def replay(
     if problems:
         raise RecipeError(f"this recipe cannot be replayed here:\n{listing(problems, limit=20)}")
     settings = resolved(recipe.request, model.facts)
-    # Neighbours in a grid may have had any seeds: where counting back leads below 0, 0 stands in.
-    seeds = [max(0, recipe.seed + place - recipe.batch_index) for place in range(recipe.batch_size)]
+    # Those of a batch count on; neighbours in a grid may have had any.
+    seeds = [(recipe.seed + place - recipe.batch_index) % SEEDS for place in range(recipe.batch_size)]
     notes = differences(recipe, model)
     hook = step_hook(progress, done=0, total=settings.steps)
     with _threads(recipe.threads), applied(model, stack, mode=recipe.mode):
@@ -122,13 +140,14 @@ def draw_rows(
     rows: Sequence[Row],
     *,
     mode: Mode,
+    own_mix: bool = False,
     chunks: int = 1,
     on_step: StepHook | None = None,
     watch: Watch | None = None,
 ) -> list[Image.Image]:
     """The images of one batch, each with its recipe; the rows' mixes must be applied to the model already.
 
-    The requests of the rows may differ in their prompts only.
+    The requests of the rows may differ in their prompts only; `own_mix`: whether the mixes differ.
     """
     batch = batch_of(rows, chunks=chunks)
     shared = chunks_needed(model, batch)
@@ -137,15 +156,15 @@ def draw_rows(
         recipe = Recipe(
             request=row.request,
             adapters=_recorded(row.stack),
-            base=RecipeBase(
-                name=model.facts.name, sha256=model.facts.sha256, vae_sha256=model.facts.vae_sha256
-            ),
+            base=_recorded_base(model.facts),
             mode=mode,
             dtype=_dtype(model),
             device=model.device.type,
+            processor=_processor(model.device),
             threads=torch.get_num_threads(),
             batch_size=len(rows),
             batch_index=index,
+            own_mix=own_mix,
             chunks=shared,
             seed=row.seed,
             versions=_versions(),
@@ -187,11 +206,18 @@ def differences(recipe: Recipe, model: Model) -> tuple[str, ...]:
     """
     here = {"dtype": _dtype(model), "device": model.device.type, **_versions()}
     then = {"dtype": recipe.dtype, "device": recipe.device, **recipe.versions}
+    if recipe.processor:
+        here["processor"], then["processor"] = _processor(model.device), recipe.processor
     notes = [
         f"{name}: {then[name]} then, {now} now" for name, now in here.items() if then.get(name, now) != now
     ]
     if not (recipe.base.sha256 and model.facts.sha256):
         notes.append(f"base: {recipe.base.name!r} then, {model.facts.name!r} now, not compared by hash")
+    if recipe.own_mix and recipe.batch_size > 1:
+        notes.append(
+            f"batch: drawn in a sheet, beside {recipe.batch_size - 1} images of other mixes; sums are "
+            "rounded otherwise"
+        )
     return tuple(notes)
 
 
@@ -208,14 +234,35 @@ def _base_problems(recipe: Recipe, model: Model) -> list[str]:
             for sha256 in (then.vae_sha256, now.vae_sha256)
         )
         return [f"vae: made with {made}, loaded is {here}; load the same one (--vae)"]
-    return []
+    return [
+        f"{words}: made with {made}, loaded as {here}; load it so (--{words.replace(' ', '-')})"
+        for words, made, here in (
+            ("prediction type", then.prediction_type, now.prediction_type),
+            ("zero terminal snr", then.zero_terminal_snr, now.zero_terminal_snr),
+        )
+        if made not in ("", None, here)
+    ]
 
 
-def _recorded_stack(recipe: Recipe, library: Library, problems: list[str]) -> Stack:
+def _recorded_base(facts: BaseFacts) -> RecipeBase:
+    if facts.prediction_type not in ("epsilon", "v_prediction"):
+        raise AssertionError(f"a base that predicts {facts.prediction_type!r} cannot have been loaded")
+    return RecipeBase(
+        name=facts.name,
+        sha256=facts.sha256,
+        vae_sha256=facts.vae_sha256,
+        prediction_type=facts.prediction_type,
+        zero_terminal_snr=facts.zero_terminal_snr,
+    )
+
+
+def _recorded_stack(recipe: Recipe, library: Library | None, problems: list[str]) -> Stack:
     """The recipe's mix; what the library does not have is added to `problems`."""
     entries: list[tuple[Adapter, Weight]] = []
     for one in recipe.adapters:
         try:
+            if library is None:
+                raise LibraryError("there is no library to find it in")
             entries.append((library.by_hash(one.data_hash), Weight(one.unet, one.text)))
         except LibraryError as error:
             problems.append(f"adapter {one.name!r}: {error}")
@@ -229,6 +276,10 @@ def _recorded(stack: Stack) -> tuple[RecipeAdapter, ...]:
         for adapter, weight in stack
         if weight != Weight(0.0, 0.0)
     )
+
+
+def _processor(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
 
 
 def _dtype(model: Model) -> str:

@@ -208,6 +208,7 @@ def _draw_all(
             rows = [cells[index] for index in run]
             mix.set_image_weights([[weight for _, weight in row.stack] for row in rows])
             hook = step_hook(progress, done=done, total=total)
-            drawn |= zip(run, draw_rows(model, rows, mode="live", on_step=hook, watch=watch), strict=True)
+            images = draw_rows(model, rows, mode="live", own_mix=True, on_step=hook, watch=watch)
+            drawn |= zip(run, images, strict=True)
             done += rows[0].request.steps
     return [drawn[index] for index in range(len(cells))]

@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import difflora.cli
 from difflora.commands.axes import parse_axis
-from difflora.commands.drawing import reserve
+from difflora.commands.drawing import reserve, save_numbered
 from difflora.commands.options import split_adapter
-from difflora.errors import ConfigError
+from difflora.errors import ConfigError, RecipeError
 from difflora.formats import read
-from difflora.recipe import Request, read_recipe
+from difflora.recipe import Recipe, Request, png_text, read_recipe
 from difflora.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
@@ -313,6 +314,33 @@ def test_a_grid_takes_adapters_named_by_its_axes_from_the_folder(
     )
 
 
+def test_prompts_of_an_axis_are_prompts_enough(cli: Cli, tmp_path: Path) -> None:
+    words = ["grid", "--base-model", SHAPES, "--x", "prompt=a red star|a blue ring", "--steps", "1"]
+    said = cli(*words, "--output", tmp_path)
+    assert said.code == 0, said.err
+    assert [file.name for file in tmp_path.iterdir()] == ["00001-grid.png"]
+
+
+def test_a_picture_that_cannot_be_written_leaves_no_empty_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = Image.new("RGB", (8, 8))
+    image.info.update(png_text(Recipe(request=Request(prompt="x"))))
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(RecipeError, match="No space left"):
+        save_numbered([image], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_that_has_run_out_is_no_bug(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        torch.empty(1 << 60, dtype=torch.uint8)
+
+    monkeypatch.setattr("difflora.commands.options.BaseOptions.load", fail)
+    said = cli(*DRAW, PROMPT)
+    assert said.code == 1 and "error: out of memory" in said.err and "--offload" in said.err
+
+
 def test_two_processes_never_get_the_same_number(tmp_path: Path) -> None:
     first, second = reserve(tmp_path, "1.png"), reserve(tmp_path, "1.png")
     assert (first.name, second.name) == ("00001-1.png", "00002-1.png")
@@ -343,6 +371,11 @@ def test_axes_are_read_as_lists_and_ranges() -> None:
     assert parse_axis("seed=1:3:3").values == (1, 2, 3)
     assert parse_axis("adapter=none,neon").values == (None, "neon")
     assert parse_axis("prompt=a, b|c").values == ("a, b", "c")
+
+
+def test_a_tag_in_an_axis_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(ConfigError, match="write that into --prompt"):
+        parse_axis("prompt=a <lora:neon:1>|b")
 
 
 @pytest.mark.parametrize(

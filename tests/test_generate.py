@@ -1,5 +1,6 @@
 """Images: equal to diffusers' own, the same again from their recipes, and never a black one."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import combinations
@@ -18,7 +19,17 @@ from difflora.errors import ConfigError, FitError, GenerationError, RecipeError
 from difflora.families import load
 from difflora.families.model import Model
 from difflora.formats import write
-from difflora.generate import DIFFERENCES_KEY, Row, differences, draw_rows, generate, replay, resolved
+from difflora.generate import (
+    DIFFERENCES_KEY,
+    Row,
+    batches,
+    differences,
+    draw_rows,
+    generate,
+    replay,
+    resolved,
+)
+from difflora.grid import Axis, grid
 from difflora.kinds import LoRA
 from difflora.library import Library
 from difflora.recipe import Recipe, RecipeBase, Request, read_recipe, save_png
@@ -189,7 +200,12 @@ def test_the_recipe_is_complete(model: Model, stack: Stack) -> None:
     assert recipe.request == resolved(QUICK.model_copy(update={"batch": 2}), model.facts)
     assert (recipe.seed, recipe.batch_index, recipe.batch_size, recipe.mode) == (8, 1, 2, "live")
     assert (recipe.dtype, recipe.device, recipe.threads) == ("float32", "cpu", torch.get_num_threads())
-    assert recipe.base == RecipeBase(name="shapes-sd", sha256=model.facts.sha256) and recipe.base.sha256
+    assert recipe.base.sha256 and recipe.base == RecipeBase(
+        name="shapes-sd",
+        sha256=model.facts.sha256,
+        prediction_type="v_prediction",
+        zero_terminal_snr=True,
+    )
     assert set(recipe.versions) == {"difflora", "torch", "diffusers", "transformers"}
     mix = [(one.name, one.unet, one.text) for one in recipe.adapters]
     assert mix == [("halftone", 0.8, 0.8), ("neon", 0.5, 0.25)]
@@ -214,6 +230,56 @@ def test_replay_gives_the_same_pixels(
     (again,) = replay(recipe, library, model)
     assert again.tobytes() == image.tobytes()
     assert again.info == {key: image.info[key] for key in ("parameters", "difflora")}
+
+
+def test_seeds_count_on_from_the_first_after_the_last(model: Model, library: Library) -> None:
+    request = QUICK.model_copy(update={"batch": 2, "steps": 1, "seed": 2**32 - 1})
+    image = generate(model, request)[1]
+    recipe = Recipe.from_json(image.info["difflora"])
+    assert recipe.seed == 0
+    assert replay(recipe, library, model)[0].tobytes() == image.tobytes()
+
+
+def test_a_stack_is_applied_once_for_all_batches(
+    model: Model, stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered: list[Mode] = []
+
+    @contextmanager
+    def counted(*given: Any, mode: Mode) -> Iterator[Any]:
+        entered.append(mode)
+        with applied(*given, mode=mode) as mix:
+            yield mix
+
+    monkeypatch.setattr(sys.modules["difflora.generate"], "applied", counted)
+    before, request = model.checksum(), QUICK.model_copy(update={"batch": 2, "steps": 1})
+    drawn = [len(batch) for batch in batches(model, request, stack=stack, mode="merged", count=5)]
+    assert drawn == [2, 2, 1] and entered == ["merged"]
+    assert model.checksum() == before
+
+
+def test_replay_without_adapters_needs_no_library(model: Model, stack: Stack) -> None:
+    assert len(replay(recipe_of(model), None, model)) == 1
+    with pytest.raises(RecipeError, match="'halftone'"):
+        replay(recipe_of(model, stack), None, model)
+
+
+@pytest.mark.parametrize(("field", "value"), [("prediction_type", "epsilon"), ("zero_terminal_snr", False)])
+def test_replay_as_another_prediction_is_refused(model: Model, field: str, value: Any) -> None:
+    recipe = recipe_of(model)
+    other = recipe.model_copy(update={"base": recipe.base.model_copy(update={field: value})})
+    with pytest.raises(RecipeError, match=f"made with {value}, loaded as .*--{field.replace('_', '-')}"):
+        replay(other, None, model)
+    unsaid = recipe.model_copy(update={"base": RecipeBase(sha256=recipe.base.sha256)})
+    assert len(replay(unsaid, None, model)) == 1
+
+
+def test_replay_of_a_cell_names_its_neighbours(model: Model, stack: Stack) -> None:
+    axis = Axis("weight", (0.0, 1.0), "halftone")
+    request = QUICK.model_copy(update={"steps": 1, "batch": 2})
+    cell = grid(model, request, stack=stack, axes=[axis]).cells[0][1]
+    (note,) = differences(Recipe.from_json(cell.info["difflora"]), model)
+    assert "beside 1 images of other mixes" in note
 
 
 def test_replay_runs_on_the_recorded_threads(model: Model, library: Library) -> None:

@@ -68,7 +68,7 @@ def test_the_text_is_what_a1111_writes():
 
 def test_what_has_its_default_is_left_out():
     text = png_text(Recipe(request=Request(prompt="cat")))["parameters"]
-    assert "Negative" not in text
+    assert text.split("\n")[1] == "Negative prompt: "  # ComfyUI reads nothing without it
     assert "Clip skip" not in text
     assert "Lora" not in text
     assert "None" not in text
@@ -82,7 +82,7 @@ requests = st.builds(
     Request,
     prompt=words,
     negative=words,
-    seed=st.integers(0, 2**63 - 1),
+    seed=st.integers(0, 2**32 - 1),
     steps=st.integers(1, 50),
     guidance=st.none() | st.floats(0, 100),
     guidance_rescale=st.none() | st.floats(0, 1),
@@ -186,9 +186,8 @@ def test_sampler_and_schedule(sampler, ours):
         ("just a prompt", ["no line of parameters"]),
         ("", ["no line of parameters"]),
         ('{"sui_image_params": {"prompt": "cat"}}', ["no line of parameters"]),
-        ("cat\nSteps: 20, Sampler: Heunish, Size: 512, Seed: x", ["Heunish", "Size", "Seed"]),
+        ("cat\nSteps: 20, Sampler: Euler, Size: 512, Seed: x", ["Size", "Seed"]),
         ("cat\nSteps: 20, Sampler: Euler, Size: 511x512", ["multiple of 8"]),
-        ("cat <lora:a:1:lbw=ALL>\nSteps: 20, Sampler: Euler, Seed: 1", ["lbw="]),
         ("cat\nSteps: 0, Sampler: Euler, CFG scale: nan", ["steps", "guidance"]),
     ],
 )
@@ -196,6 +195,29 @@ def test_texts_that_cannot_be_used(text, words):
     with pytest.raises(RecipeError) as caught:
         parse_parameters(text)
     assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "ours", "unused"),
+    [
+        ("Sampler: Euler a, Schedule type: Karras", "Euler a", {"Schedule type": "Karras"}),
+        ("Sampler: DPM++ 2M, Schedule type: SGM Uniform", "DPM++ 2M", {"Schedule type": "SGM Uniform"}),
+        ("Sampler: DPM++ 2S a", "DPM++ 2M", {"Sampler": "DPM++ 2S a"}),
+        ("Sampler: Restart, Schedule type: Karras", "DPM++ 2M", {"Sampler": "Restart Karras"}),
+    ],
+)
+def test_a_sampler_that_is_not_here_is_told_and_the_rest_is_read(sampler, ours, unused):
+    read = parse_parameters(f"cat\nSteps: 20, {sampler}, CFG scale: 5")
+    assert (read.request.sampler, read.request.guidance, read.request.prompt) == (ours, 5, "cat")
+    assert read.unused == unused
+
+
+def test_what_cannot_be_read_of_a_tag_is_told_and_the_rest_is_read():
+    text = "a <lora:b:0.8:lbw=ALL> cat <hypernet:h:1> <lora:c:0.5@2>\nSteps: 20, Sampler: Euler, Seed: 1"
+    read = parse_parameters(text)
+    assert read.request.prompt == "a  cat"
+    assert read.tags == (LoraTag("b", 0.8, 0.8), LoraTag("c"))
+    assert read.unused == {"in tags": "<lora:b:0.8:lbw=ALL> <hypernet:h:1> <lora:c:0.5@2>"}
 
 
 @given(st.text(), st.text())

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from difflora import DiffloraError, usage
+from difflora.errors import is_memory
 from webui.jobs import Job, Jobs
 from webui.settings import Settings
 from webui.work import WORK, Desk, Work
@@ -82,19 +83,10 @@ def do(job: Job, desk: Desk, *, works: Mapping[str, Work]) -> None:
     except Exception as error:  # the next job must not suffer from any fault of this one
         traceback.print_exc()
         jobs.fail(
-            job, OUT_OF_MEMORY if _is_memory(error) else f"{type(error).__name__}: {error} (see the log)"
+            job, OUT_OF_MEMORY if is_memory(error) else f"{type(error).__name__}: {error} (see the log)"
         )
     finally:
         _tidy()
-
-
-def _is_memory(error: Exception) -> bool:
-    """Whether memory has run out, of the device or, which torch tells by words alone, of the computer."""
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or (isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY))
-
-
-_NO_MEMORY = ("can't allocate memory", "not enough memory")  # torch's words: on Linux and macOS, on Windows
 
 
 def _tidy() -> None:

@@ -7,6 +7,7 @@ from typing import get_args
 
 from difflora.errors import ConfigError
 from difflora.grid import Axis, AxisName, AxisValue
+from difflora.prompts import parse_tags
 
 HELP = (
     "NAME=VALUES with NAME one of weight:ADAPTER, weight, adapter, seed, steps, guidance, prompt; VALUES "
@@ -44,7 +45,11 @@ def _whole(written: str) -> tuple[AxisValue, ...]:
 
 
 def _prompts(written: str) -> tuple[AxisValue, ...]:
-    return tuple(part.strip() for part in written.split("|"))
+    prompts = tuple(part.strip() for part in written.split("|"))
+    for prompt in prompts:
+        if parse_tags(prompt).tags:
+            raise ValueError(f"{prompt!r} has an adapter's tag: write that into --prompt, or use --adapter")
+    return prompts
 
 
 def _adapters(written: str) -> tuple[AxisValue, ...]:

@@ -54,7 +54,11 @@ def save_numbered(images: Sequence[Image.Image], folder: Path) -> list[Path]:
     for image in images:
         recipe = Recipe.from_json(image.info["difflora"])
         path = reserve(folder, f"{recipe.seed}.png")
-        save_png(image, path, recipe)
+        try:
+            save_png(image, path, recipe)
+        except BaseException:
+            path.unlink(missing_ok=True)  # the number that was reserved
+            raise
         files.append(path)
     return files
 

@@ -14,9 +14,9 @@ from difflora.commands.console import Meter, make_console, meter
 from difflora.commands.drawing import mixed, save_numbered
 from difflora.commands.flags import Shown, grouped, option_group, parse, require, usage_error
 from difflora.commands.options import AdapterOptions, BaseOptions, build
-from difflora.generate import generate, replay
+from difflora.generate import batches, replay
 from difflora.library import Library
-from difflora.recipe import Request, read_recipe
+from difflora.recipe import Recipe, Request, read_recipe
 
 ABOUT = """Draws images and writes them as PNG files that hold their own recipe.
 
@@ -79,39 +79,50 @@ def _draw(wanted: Request, adapters: AdapterOptions, *, base: BaseOptions, outpu
     request = wanted.model_copy(update={"prompt": mix.prompt})
     console = make_console()
     model = base.load()
-    starts = range(0, output.count, request.batch)
     with meter(console, "drawing") as shown:
-        # A call a batch, so that images are on the disk as soon as they are drawn.
-        for index, start in enumerate(starts):
-            images = generate(
-                model,
-                request.model_copy(update={"seed": request.seed + start}),
-                stack=mix.stack,
-                mode=adapters.chosen_mode,
-                count=min(request.batch, output.count - start),
-                progress=partial(_show, shown, index, len(starts)),
-            )
+        drawn = batches(
+            model,
+            request,
+            stack=mix.stack,
+            mode=adapters.chosen_mode,
+            count=output.count,
+            progress=partial(_show, shown, -(-output.count // request.batch)),
+        )
+        for images in drawn:  # on the disk as soon as they are drawn
             for path in save_numbered(images, output.output):
                 console.print(str(path))
     return 0
 
 
-def _show(shown: Meter, batch: int, batches: int, done: int, total: int) -> None:
-    shown.show(batch * total + done, batches * total, f"steps, batch {batch + 1} of {batches}")
+def _show(shown: Meter, batches: int, done: int, total: int) -> None:
+    shown.show(done, total, f"steps, batch {(done - 1) * batches // total + 1} of {batches}")
 
 
 def _draw_again(source: Path, adapters: AdapterOptions, *, base: BaseOptions, output: OutputOptions) -> int:
     recipe = read_recipe(source)
-    library = Library(adapters.adapters or source.parent)
+    # Looked through only for what the recipe names: the picture may lie in a folder of everything.
+    library = Library(adapters.adapters or source.parent) if recipe.adapters else None
     console = make_console()
     # What is not given is as it was.
-    model = base.model_copy(update={} if base.dtype != "auto" else {"dtype": recipe.dtype}).load()
+    model = base.model_copy(update=_as_it_was(recipe, base)).load()
     with meter(console, "drawing") as shown:
-        (image,) = replay(recipe, library, model, progress=partial(_show, shown, 0, 1))
+        (image,) = replay(recipe, library, model, progress=partial(_show, shown, 1))
     (path,) = save_numbered([image], output.output)
     console.print(str(path))
     console.print(_verdict(image, source))
     return 0
+
+
+def _as_it_was(recipe: Recipe, base: BaseOptions) -> dict[str, Any]:
+    """How the base was loaded, where the command line does not say it."""
+    told = {
+        "dtype": recipe.dtype if base.dtype == "auto" else None,
+        "prediction_type": base.prediction_type or recipe.base.prediction_type or None,
+        "zero_terminal_snr": base.zero_terminal_snr,
+    }
+    if base.zero_terminal_snr is None:
+        told["zero_terminal_snr"] = recipe.base.zero_terminal_snr
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _verdict(image: Image.Image, source: Path) -> str:
@@ -121,7 +132,11 @@ def _verdict(image: Image.Image, source: Path) -> str:
     drawn = image.convert("RGB")
     if original.size == drawn.size and original.tobytes() == drawn.tobytes():
         return f"bit-exact: every pixel is that of {source}"
-    causes = image.info.get("difflora_differences", "the image may have been edited since it was drawn")
+    causes = image.info.get(
+        "difflora_differences",
+        "nothing that is recorded differs: the image may have been edited, or drawn with --offload or "
+        "--attention otherwise",
+    )
     if original.size != drawn.size:
         return f"not the size of {source}: {drawn.size} against {original.size}\n{causes}"
     largest = max(ImageChops.difference(original, drawn).tobytes())

@@ -48,13 +48,13 @@ def run(words: Sequence[str]) -> int:
     flags: Any = parse(grouped(**groups), words, verb="grid", about=ABOUT)
     require(BaseOptions, flags.base, verb="grid")
     require(SheetOptions, flags.sheet, verb="grid")
-    if "prompt" not in flags.request:
-        raise usage_error("grid", "needed: --prompt TEXT")
     options = build(SheetOptions, flags.sheet)
     axes = [parse_axis(text) for text in (options.x, options.y) if text is not None]
+    if "prompt" not in flags.request and not any(axis.name == "prompt" for axis in axes):
+        raise usage_error("grid", "needed: --prompt TEXT, or an axis of prompts")
     adapters = build(AdapterOptions, flags.adapters)
     library = adapters.library()
-    mix = _with_axes(mixed(adapters, library, flags.request["prompt"]), axes, library)
+    mix = _with_axes(mixed(adapters, library, flags.request.get("prompt", "")), axes, library)
     request = build(Request, flags.request | {"prompt": mix.prompt})
     console = make_console()
     model = build(BaseOptions, flags.base).load()

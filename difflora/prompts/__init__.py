@@ -10,6 +10,15 @@ PromptError, so that it never reaches CLIP as plain words; a backslash makes any
 
 from difflora.prompts.attention import Break, Segment, parse_attention
 from difflora.prompts.escape import escape
-from difflora.prompts.tags import LoraTag, TaggedPrompt, parse_tags
+from difflora.prompts.tags import LoraTag, TaggedPrompt, parse_tags, salvage_tags
 
-__all__ = ["Break", "LoraTag", "Segment", "TaggedPrompt", "escape", "parse_attention", "parse_tags"]
+__all__ = [
+    "Break",
+    "LoraTag",
+    "Segment",
+    "TaggedPrompt",
+    "escape",
+    "parse_attention",
+    "parse_tags",
+    "salvage_tags",
+]

@@ -70,16 +70,39 @@ def parse_tags(prompt: str) -> TaggedPrompt:
     """
     source = read_source(prompt)
     problems: list[Problem] = []
+    read = [(found, _read(found, problems)) for found in find_tags(source)]
+    raise_problems(source, problems)
+    return _without(prompt, source, read)
+
+
+def salvage_tags(prompt: str) -> tuple[TaggedPrompt, tuple[str, ...]]:
+    """`parse_tags` for the prompts of other tools, which raises nothing: every closed tag goes.
+
+    Of an adapter's tag the name and the weights that can be read are kept. The second value holds those
+    tags, as written, of which not everything was.
+    """
+    source = read_source(prompt)
+    closed = [found for found in find_tags(source) if found.body is not None]
+    read, refused = [], []
+    for found in closed:
+        problems: list[Problem] = []
+        read.append((found, _read(found, problems)))
+        if problems:
+            refused.append(prompt[source.where[found.start] : source.where[found.stop]])
+    return _without(prompt, source, read), tuple(refused)
+
+
+def _without(prompt: str, source: Source, read: list[tuple[FoundTag, LoraTag]]) -> TaggedPrompt:
+    """The prompt around the tags, and the tags that name an adapter, each name once."""
     tags: dict[str, LoraTag] = {}
     kept, end = [], 0
-    for found in find_tags(source):
-        tag = _read(found, problems)
+    for found, tag in read:
         known = tags.get(tag.name)
         both = tag if known is None else replace(tag, unet=known.unet + tag.unet, text=known.text + tag.text)
-        tags[tag.name] = both
+        if tag.name:
+            tags[tag.name] = both
         kept.append(prompt[end : source.where[found.start]])
         end = source.where[found.stop]
-    raise_problems(source, problems)
     return TaggedPrompt("".join(kept) + prompt[end:], tuple(tags.values()))
 
 

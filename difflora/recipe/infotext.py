@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from difflora.errors import ConfigError, PromptError, RecipeError
-from difflora.prompts import LoraTag, parse_tags
+from difflora.errors import ConfigError, RecipeError
+from difflora.prompts import LoraTag, salvage_tags
 from difflora.recipe.record import Recipe, RecipeAdapter
 from difflora.recipe.request import Request
 from difflora.samplers import SAMPLERS, find_sampler
@@ -24,7 +24,11 @@ _EXPLAINED = {"Model", "Model hash", "Lora hashes", "Version", "Schedule type"}
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What an A1111 text says. `unused` is what difflora does not act on (hires fix, variation seed ...)."""
+    """What an A1111 text says.
+
+    `unused` is what difflora does not act on: hires fix, variation seed, a sampler or schedule that it does
+    not have, what it cannot read of a tag.
+    """
 
     request: Request
     tags: tuple[LoraTag, ...] = ()
@@ -38,9 +42,8 @@ def parameters_text(recipe: Recipe) -> str:
     """The recipe as A1111 writes it: its keys, order and quoting, a `<lora:...>` tag for every adapter."""
     request = recipe.request
     tags = " ".join(str(_tag(adapter)) for adapter in recipe.adapters)
-    lines = [" ".join(part for part in (request.prompt, tags) if part)]
-    if request.negative:
-        lines.append(f"{NEGATIVE} {request.negative}")
+    # ComfyUI reads nothing at all unless the line of the negative prompt and its space are there.
+    lines = [" ".join(part for part in (request.prompt, tags) if part), f"{NEGATIVE} {request.negative}"]
     pairs = [(key, value) for key, value in _pairs(recipe) if value not in (None, "")]
     return "\n".join([*lines, ", ".join(f"{key}: {_quoted(str(value))}" for key, value in pairs)])
 
@@ -84,7 +87,8 @@ def parse_parameters(text: str) -> Parameters:
     """What an A1111 text asks for, ours or any other tool's.
 
     The prompt comes back without its `<lora:...>` tags. Missing keys take A1111's meaning; the seed, size and
-    weights are those of the image. Raises RecipeError that names everything that cannot be read.
+    weights are those of the image. Raises RecipeError that names every number that cannot be used; what
+    difflora merely does not have is told in `unused`, and its own default stands in.
     """
     prompt, negative, pairs = _split(text)
     if not pairs:
@@ -93,8 +97,12 @@ def parse_parameters(text: str) -> Parameters:
             f"starts with {text[:60]!r}."
         )
     problems: list[str] = []
-    tagged = _tags(prompt, problems)
-    values: dict[str, Any] = {"prompt": tagged[0], "negative": negative, **_request_values(pairs, problems)}
+    tagged, refused = salvage_tags(prompt)
+    # Only the spaces that stood between the words and their tags go.
+    words = tagged.text.strip() if tagged.tags or refused else tagged.text
+    sampler, unknown = _sampler(pairs)
+    values: dict[str, Any] = {"prompt": words, "negative": negative, **sampler}
+    values |= _request_values(pairs, problems)
     try:
         request = Request(**values)
     except ConfigError as error:
@@ -106,7 +114,9 @@ def parse_parameters(text: str) -> Parameters:
     unused = {key: value for key, value in pairs.items() if key not in _EXPLAINED and key not in _READERS}
     if unused.get("RNG") == "CPU":
         del unused["RNG"]  # where difflora draws its noise too
-    return Parameters(request, tagged[1], hashes, pairs.get("Model", ""), pairs.get("Model hash", ""), unused)
+    unused |= unknown | ({"in tags": " ".join(refused)} if refused else {})
+    model = (pairs.get("Model", ""), pairs.get("Model hash", ""))
+    return Parameters(request, tagged.tags, hashes, *model, unused)
 
 
 def _split(text: str) -> tuple[str, str, dict[str, str]]:
@@ -163,14 +173,15 @@ def _hash_pairs(text: str) -> Iterator[tuple[str, str]]:
             yield name.strip(), digits.strip()
 
 
-def _tags(prompt: str, problems: list[str]) -> tuple[str, tuple[LoraTag, ...]]:
-    try:
-        tagged = parse_tags(prompt)
-    except PromptError as error:
-        problems.append(str(error))
-        return "", ()
-    # Only the spaces that stood between the words and their tags go.
-    return (tagged.text.strip() if tagged.tags else tagged.text), tagged.tags
+def _sampler(pairs: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The sampler as a field of Request, if difflora has it, and which of the two keys it cannot act on."""
+    name, schedule = pairs.get("Sampler", "Euler a"), pairs.get("Schedule type", "")
+    for wanted, unknown in ((schedule, {}), ("", {"Schedule type": schedule})):
+        try:
+            return {"sampler": find_sampler(name, wanted).name}, unknown
+        except ConfigError:
+            continue
+    return {}, {"Sampler": " ".join(part for part in (name, schedule) if part)}
 
 
 def _request_values(pairs: Mapping[str, str], problems: list[str]) -> dict[str, Any]:
@@ -186,10 +197,6 @@ def _request_values(pairs: Mapping[str, str], problems: list[str]) -> dict[str, 
         values["width"], values["height"] = int(size[1]), int(size[2])
     elif "Size" in pairs:
         problems.append(f"  Size: {pairs['Size'][:60]!r}, expected such as 512x768")
-    try:
-        values["sampler"] = find_sampler(pairs.get("Sampler", "Euler a"), pairs.get("Schedule type", "")).name
-    except ConfigError as error:
-        problems.append(str(error))
     return values
 
 

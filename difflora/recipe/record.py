@@ -26,13 +26,16 @@ class RecipeAdapter(BaseModel):
 
 class RecipeBase(BaseModel):
     """The base model: a short name, the sha256 of its weights ("" if it was not computed), and that of a VAE
-    used in place of its own ("" if none was)."""
+    used in place of its own ("" if none was); what it was taken to predict, and whether with zero terminal
+    SNR ("" and None if that was not recorded), which for some files only the user knows."""
 
     model_config = _FROZEN
 
     name: str = ""
     sha256: Literal[""] | Sha256 = ""
     vae_sha256: Literal[""] | Sha256 = ""
+    prediction_type: Literal["", "epsilon", "v_prediction"] = ""
+    zero_terminal_snr: bool | None = None
 
 
 class Recipe(BaseModel):
@@ -40,7 +43,9 @@ class Recipe(BaseModel):
 
     `request` has the base's defaults filled in. `seed` is that of this image, number `batch_index` of
     `batch_size` images that were drawn together and shared `chunks` chunks of text; the numbers of a batch
-    decide how sums are rounded, so a replay draws the batch again.
+    decide how sums are rounded, so a replay draws the batch again. In a grid the others may have had other
+    mixes (`own_mix`), which a replay cannot draw again. `processor` is the name of the GPU, or the
+    architecture of the CPU.
     """
 
     model_config = _FROZEN
@@ -52,9 +57,11 @@ class Recipe(BaseModel):
     mode: Literal["merged", "live"] = "merged"
     dtype: str = "float32"
     device: str = "cpu"
+    processor: str = ""
     threads: int = Field(default=1, ge=1, le=1024)
     batch_size: int = Field(default=1, ge=1, le=1024)
     batch_index: int = Field(default=0, ge=0)
+    own_mix: bool = False
     chunks: int = Field(default=1, ge=1, le=1024)
     seed: int = Field(default=0, ge=0, le=2**64 - 1)
     versions: Mapping[str, str] = Field(default_factory=dict)

@@ -52,7 +52,7 @@ class Request(BaseModel):
         description="What the image is to keep away from, in the same syntax. Needs a guidance above 1.",
     )
     seed: int = Field(
-        default=0, ge=0, le=2**63 - 1, description="Image i of a batch starts from noise of the seed + i."
+        default=0, ge=0, le=2**32 - 1, description="Image i of a batch starts from noise of the seed + i."
     )
     steps: int = Field(default=25, ge=1, le=1000, description="Denoising steps: more are slower and finer.")
     guidance: FiniteFloat | None = Field(

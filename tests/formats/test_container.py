@@ -1,5 +1,6 @@
 """The container writes what the safetensors library would, the same each time, and never half of it."""
 
+import errno
 import hashlib
 import os
 import stat
@@ -151,6 +152,21 @@ def test_what_killed_writers_left_behind_is_removed(tmp_path: Path) -> None:
     assert not stale.exists()
     assert fresh.exists(), "another process may still be writing it"
     assert other.exists(), "it belongs to another file"
+
+
+def test_a_mount_that_cannot_sync_folders_is_written_to_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = os.fsync
+
+    def refuse_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    atomic_write(tmp_path / "a.json", b"whole")
+    assert (tmp_path / "a.json").read_bytes() == b"whole"
 
 
 def test_what_cannot_be_stored_is_refused_before_anything_is_written(tmp_path: Path) -> None:
