@@ -1,7 +1,8 @@
 """`make bench`: measures on this machine, prints the tables, and writes benchmarks/RESULTS.md.
 
 Nothing else should run meanwhile. On two idle cores it takes about 80 minutes: speed 5, algebra 4, page 5,
-base 8, learning 60. One part alone: `python -m benchmarks base`; the others keep their figures.
+base 8, learning 60; the part `gpu` needs a GPU, and is left out where there is none. One part alone:
+`python -m benchmarks base`; the others keep their figures.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,11 +23,12 @@ from benchmarks.painter import Painter
 from benchmarks.report import RESULTS, Part, Section, keep, kept, markdown, show, this_machine
 from benchmarks.stacking import stacking_rows
 from benchmarks.training import training_rows
+from benchmarks.true_size import true_size_sections
 from difflora.families import load
 
 DATA = Path(__file__).parents[1] / "sample_data"
 OUTPUT = Path(__file__).parents[1] / "outputs" / "benchmarks"
-PartName: TypeAlias = Literal["speed", "algebra", "page", "base", "learning"]
+PartName: TypeAlias = Literal["speed", "gpu", "algebra", "page", "base", "learning"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,9 @@ def main(flags: Flags) -> None:
     """Measures the parts; each comparison is void, and stops the run, if the peer computes something else."""
     for name in flags.parts:
         sections = PARTS[name](flags)
+        if not sections:
+            print(f"{name}: nothing here to measure it on; what was measured elsewhere stays", flush=True)
+            continue
         show(sections)
         part = Part(name, this_machine(), tuple(sections))
         if flags.quick or flags.adapters:  # of something else than the page tells
@@ -67,14 +72,20 @@ def _speed(_: Flags) -> list[Section]:
 
 
 _ABOUT_SPEED = (
-    "Medians of interleaved runs on the embedded base, ± half the distance of the quartiles. The peer "
-    "has the same weights and inputs; the run stops if it differs."
+    "On the CPU. Medians of interleaved runs on the embedded base, ± half the distance of the quartiles. The "
+    "peer has the same weights and inputs; the run stops if it differs. Live adapters act as factors beside "
+    "a layer until these are as large as its weight; from there on, in many layers of this small base from "
+    "two adapters on, as one more weight, W0 + ΔW, at the cost of the base."
 )
 _SPEED_COLUMNS = ("what", "difflora", "diffusers + PEFT", "ratio", "ratio of", "goal")
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     return row.what, row.ours, row.peer, f"{row.ratio:.2f}", row.meaning, row.goal
+
+
+def _gpu(flags: Flags) -> list[Section]:
+    return true_size_sections()
 
 
 def _algebra(flags: Flags) -> list[Section]:
@@ -121,6 +132,7 @@ def _judge(flags: Flags) -> Judge:
 
 PARTS: Mapping[PartName, Callable[[Flags], list[Section]]] = {
     "speed": _speed,
+    "gpu": _gpu,
     "algebra": _algebra,
     "page": _page,
     "base": _base,

@@ -10,7 +10,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from difflora.adapter import Adapter, AdapterMeta
-from difflora.families import family, load
+from difflora.families import FAMILIES, load
 from difflora.families.family import variant_folder
 from difflora.families.model import BaseFacts, Model
 from difflora.families.skeleton import read_config
@@ -21,21 +21,27 @@ BASE = Path(__file__).parents[1] / "sample_data" / "shapes-sd"
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
+CPU = torch.device("cpu")
+
+
 def base() -> Model:
-    """The embedded base in float32."""
-    return load(BASE)
+    """The embedded base in float32 on the CPU."""
+    return load(BASE, device="cpu", dtype="float32")
 
 
-def random_sd15() -> Model:
-    """A UNet of SD 1.5's true architecture with random weights in float32; there are no text encoders."""
+def random_unet(variant: str, *, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> Model:
+    """A UNet of the true architecture of "sd15" or "sdxl" with random weights; there are no text encoders."""
+    member = next(one for one in FAMILIES if variant in one.variants)
+    configs = variant_folder(variant, "epsilon")
     torch.manual_seed(0)
-    configs = variant_folder("sd15", "epsilon")
-    unet = UNet2DConditionModel.from_config(read_config(configs / "unet" / "config.json"))
+    with device:
+        unet = UNet2DConditionModel.from_config(read_config(configs / "unet" / "config.json"))
+    texts = {part.name: nn.Module() for part in member.components if part.is_text}
     pipeline = SimpleNamespace(
-        unet=unet.eval().requires_grad_(False), text_encoder=nn.Module(), scheduler=DDPMScheduler()
+        unet=unet.to(dtype).eval().requires_grad_(False), scheduler=DDPMScheduler(), **texts
     )
-    facts = BaseFacts("sd1", "sd15", "epsilon", False, resolution=512, name="random")
-    return Model(pipeline, family("sd1"), facts=facts, source="random", device=torch.device("cpu"))
+    facts = BaseFacts(member.name, variant, "epsilon", False, resolution=512, name="random")
+    return Model(pipeline, member, facts=facts, source="random", device=device)
 
 
 def random_adapter(model: Model, seed: int, *, rank: int) -> Adapter:

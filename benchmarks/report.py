@@ -122,6 +122,8 @@ def markdown(parts: Sequence[Part]) -> str:
         "",
         "Written by `make bench`, part by part: `python -m benchmarks --help`.",
     ]
+    if all(part.name != "gpu" for part in parts):
+        lines += ["", "SD 1.5 at 512² and SDXL at 1024² (`python -m benchmarks gpu`): not run on a GPU."]
     for part in parts:
         for section in part.sections:
             lines += ["", f"## {section.title}", "", section.about, ""]

@@ -1,5 +1,6 @@
 """N adapters at once and a change of their weights, against PEFT's `set_adapters`."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle
@@ -108,8 +109,11 @@ def _rows(figures: Figures, count: int) -> list[Row]:
 
 def _merged(model: Model) -> Row:
     adapters = [random_adapter(model, seed, rank=RANK) for seed in range(MERGED)]
-    plain, inputs = peft_unet(model, [], rank=RANK), unet_inputs(ROWS)
+    # Weights of its own: a merged stack is written into those of the model.
+    plain, inputs = copy.deepcopy(model.pipeline.unet), unet_inputs(ROWS)
+    before = plain(*inputs).sample
     with applied(model, Stack([(adapter, 1.0) for adapter in adapters]), mode="merged"):
+        assert torch.equal(plain(*inputs).sample, before), "the bare base has changed with the merged one"
         calls = {"bare": lambda: plain(*inputs), "merged": lambda: model.pipeline.unet(*inputs)}
         times = interleaved(calls, rounds=ROUNDS)
     ratio = times["merged"].median / times["bare"].median

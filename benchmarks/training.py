@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.measure import Row, interleaved, saved_bytes
-from benchmarks.peers import base, peft_unet, random_adapter, random_sd15, unet_inputs
+from benchmarks.peers import base, peft_unet, random_adapter, random_unet, unet_inputs
 from benchmarks.report import held
 from difflora.families.model import Model
 from difflora.inject import Injected, NetworkOptions, injected
@@ -24,7 +24,7 @@ def training_rows() -> list[Row]:
     true_inputs = (torch.randn(1, 4, 16, 16), torch.tensor([500]), torch.randn(1, 77, 768))
     return [
         *_rows("embedded base", base(), unet_inputs(8), rounds=60, goal="≥ 1.05"),
-        *_rows("SD 1.5, 16 × 16 latents", random_sd15(), true_inputs, rounds=25, goal="≥ 0.97"),
+        *_rows("SD 1.5, 16 × 16 latents", random_unet("sd15"), true_inputs, rounds=25, goal="≥ 0.97"),
     ]
 
 
@@ -34,12 +34,12 @@ def _rows(what: str, model: Model, inputs: tuple[Tensor, ...], *, rounds: int, g
     with injected(model, NetworkOptions(rank=RANK), seed=0) as factors:
         factors.restore(adapter)
         with torch.no_grad():
-            _require_equal(model.pipeline.unet(*inputs).sample, peer(*inputs).sample)
+            require_equal(model.pipeline.unet(*inputs).sample, peer(*inputs).sample)
         mine = saved_bytes(lambda: model.pipeline.unet(*inputs).sample.sum())
         theirs = saved_bytes(lambda: peer(*inputs).sample.sum())
         calls = {
-            "ours": _our_step(model.pipeline.unet, factors, inputs, target),
-            "peer": _peer_step(peer, inputs, target),
+            "ours": our_step(lambda: model.pipeline.unet(*inputs).sample, factors, target),
+            "peer": peer_step(lambda: peer(*inputs).sample, peer, target),
         }
         times = interleaved(calls, rounds=rounds)
     ours, other = times["ours"], times["peer"]
@@ -58,37 +58,39 @@ def _rows(what: str, model: Model, inputs: tuple[Tensor, ...], *, rounds: int, g
     ]
 
 
-def _our_step(unet, factors: Injected, inputs: tuple[Tensor, ...], target: Tensor) -> Callable[[], None]:
+def our_step(predict: Callable[[], Tensor], factors: Injected, target: Tensor) -> Callable[[], None]:
+    """One step of our loop on the factors that act in `predict`."""
     optimizer, _ = make_optimizer(OptimizerOptions(learning_rate=1e-6), unet=factors.unet, text=None)
     arenas = factors.arenas()
 
     def step() -> None:
         for arena in arenas:
             arena.grad.zero_()
-        F.mse_loss(unet(*inputs).sample, target).backward()
+        F.mse_loss(predict(), target).backward()
         clip(arenas, 1.0)
         optimizer.step()
 
     return step
 
 
-def _peer_step(unet, inputs: tuple[Tensor, ...], target: Tensor) -> Callable[[], None]:
+def peer_step(predict: Callable[[], Tensor], unet: nn.Module, target: Tensor) -> Callable[[], None]:
+    """The same step as diffusers' training scripts make it, on what of `unet` is trained."""
     parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
 
     def step() -> None:
         optimizer.zero_grad()
-        F.mse_loss(unet(*inputs).sample, target).backward()
+        F.mse_loss(predict(), target).backward()
         float(torch.nn.utils.clip_grad_norm_(parameters, 1.0))
         optimizer.step()
 
     return step
 
 
-def _require_equal(ours: Tensor, theirs: Tensor) -> None:
+def require_equal(ours: Tensor, theirs: Tensor, *, tolerance: float = 1e-4) -> None:
     """A row is void unless both compute the same thing."""
     error = float((ours - theirs).norm() / theirs.norm())
-    if error > 1e-4:
+    if error > tolerance:
         raise AssertionError(f"the peer computes something else: relative difference {error:.1e}")
 
 
