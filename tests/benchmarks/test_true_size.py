@@ -9,6 +9,7 @@ from difflora.families import load
 from tests.benchmarks.test_figures import SAMPLES
 
 
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # PEFT says so of every second adapter
 def test_rows_of_a_small_base() -> None:
     model = load(SAMPLES / "shapes-sd", device="cpu", dtype="float32")
     inputs = (torch.randn(2, 4, 8, 8), torch.tensor([10, 900]), torch.randn(2, 32, 128))
