@@ -1,5 +1,6 @@
 """What the web UI costs: its start, and what a picture costs more through the page than from Python."""
 
+import multiprocessing
 import re
 import shutil
 import statistics
@@ -8,12 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Timing, interleaved
 from benchmarks.report import Section, held
-from difflora import Adapter, Request, Stack, generate, load, write
+from difflora import Adapter, Request, Stack, generate, load, read, write
 from tests.webui.serving import SHAPES, Site, random_adapter, serve
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -54,8 +56,8 @@ def page_sections(options: PageCost) -> list[Section]:
 _ABOUT = (
     "On the embedded base with one adapter of rank 2. Medians of interleaved runs, ± half the distance of "
     "the quartiles. Through the page a picture is drawn by the worker process, kept with its recipe, and "
-    "fetched over one connection, as a browser does; that is held against Python, and a weight that was "
-    "moved against one that was not."
+    "fetched over one connection, as a browser does; that is held against `generate` alone, in a process "
+    "that does nothing else, and a weight that was moved against one that was not."
 )
 
 
@@ -64,13 +66,15 @@ def _drawn(options: PageCost) -> dict[str, Timing]:
     from gradio_client import Client
 
     adapter = random_adapter("dots", 0)
-    with _folder(adapter) as output, serve(output) as site, httpx.Client() as browser:
+    settings = {"steps": options.steps, "seed": SEED, "batch": options.count}
+    with (
+        _folder(adapter) as output,
+        serve(output) as site,
+        httpx.Client() as browser,
+        _python(output / "adapters" / "dots.safetensors", settings) as python,
+    ):
         client = Client(site.url, verbose=False, download_files=False)
-        settings = {"steps": options.steps, "seed": SEED, "batch": options.count}
-        request = Request(prompt=PROMPT, **settings)
-        model = load(SHAPES)
         weights = iter(range(10_000))
-        stack = Stack([(adapter, 0.5)])
 
         def through(weight: Callable[[], float]) -> Callable[[], Any]:
             def draw() -> None:
@@ -83,13 +87,41 @@ def _drawn(options: PageCost) -> dict[str, Timing]:
 
         return interleaved(
             {
-                "python": lambda: generate(model, request, stack=stack, count=options.count),
+                "python": python,
                 "page": through(lambda: 0.5),
                 "dialled": through(lambda: 0.2 + 0.01 * next(weights)),
             },
             rounds=options.rounds,
             warmup=2,
         )
+
+
+@contextmanager
+def _python(adapter: Path, settings: dict[str, int]) -> Iterator[Callable[[], None]]:
+    """Draws a batch from Python when it is called, in a process of its own: threads beside it would cost."""
+    context = multiprocessing.get_context("spawn")
+    ours, its = context.Pipe()
+    process = context.Process(target=_draw_when_asked, args=(its, adapter, settings), daemon=True)
+    process.start()
+
+    def draw() -> None:
+        ours.send(True)
+        ours.recv()
+
+    try:
+        yield draw
+        ours.send(False)
+        process.join(60)
+    finally:
+        process.kill()
+
+
+def _draw_when_asked(asked: Connection, adapter: Path, settings: dict[str, int]) -> None:
+    model, stack = load(SHAPES), Stack([(read(adapter), 0.5)])
+    request = Request.model_validate({"prompt": PROMPT, **settings})
+    while asked.recv():
+        generate(model, request, stack=stack)
+        asked.send(True)
 
 
 @contextmanager
