@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from difflora.adapter import Adapter, Stack, Weight
-from difflora.apply import Mode, applied, default_mode
+from difflora.apply import Mode, applied, mode_of
 from difflora.errors import ConfigError, LibraryError, RecipeError, listing
 from difflora.recipe import Recipe, RecipeAdapter, RecipeBase, Request, png_text
 from difflora.render import Batch, StepHook, Watch, chunks_needed, draw
@@ -54,7 +54,7 @@ def generate(
     """`count` images (None: one batch), each with its recipe in `info["difflora"]` and `info["parameters"]`.
 
     Image i is drawn from seed + i, `request.batch` images at once. Fields of the request that are None take
-    the base's own values (`resolved`). `mode` is how the stack is applied, None for `default_mode(model)`.
+    the base's own values (`resolved`). `mode` is how the stack is applied; None leaves it to `applied`.
     `watch` is shown what a batch's finished latents will be, as foreseen at each step (`LatentColours` makes
     pictures of them).
     The same call gives the same bytes on the same machine with the same versions, dtype, batch and thread
@@ -78,15 +78,14 @@ def batches(
 ) -> Iterator[list[Image.Image]]:
     """`generate`, batch by batch as they are drawn; the stack is applied until the last one was taken."""
     settings = resolved(request, model.facts)
-    how = mode or default_mode(model)
     rows = [Row(settings, (settings.seed + i) % SEEDS, stack) for i in range(count or settings.batch)]
     starts = range(0, len(rows), settings.batch)
     total = settings.steps * len(starts)
-    with applied(model, stack, mode=how):
+    with applied(model, stack, mode=mode) as mix:
         for number, start in enumerate(starts):
             hook = step_hook(progress, done=number * settings.steps, total=total)
             batch = rows[start : start + settings.batch]
-            yield draw_rows(model, batch, mode=how, on_step=hook, watch=watch)
+            yield draw_rows(model, batch, mode=mode_of(mix), on_step=hook, watch=watch)
 
 
 def replay(

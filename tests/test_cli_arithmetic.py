@@ -13,7 +13,7 @@ from PIL import Image
 
 import difflora.cli
 from difflora import Adapter, AdapterMeta, Model, Stack, fits, load, read, write
-from difflora.kinds import LoRA
+from difflora.kinds import Full, LoRA, Norm
 from tests.commandline import Cli, verbs
 
 SHAPES = str(Path(__file__).parents[1] / "sample_data" / "shapes-sd")
@@ -22,6 +22,7 @@ PATHS = (
     "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k",
     "text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
 )
+NORM = "unet.down_blocks.0.resnets.0.norm1"
 
 
 @pytest.fixture
@@ -149,6 +150,38 @@ def test_compare_says_how_two_relate_and_draws_where_they_clash(
     shown = cli("compare", f"{one}:0.5", two)
     assert shown.code == 0 and "survives" in shown.out and "cosine" in shown.out
     assert cli("compare", one).code == 2
+
+
+def test_a_picture_that_may_not_be_replaced_is_refused_before_the_work(
+    cli: Cli, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heat = tmp_path / "heat.png"
+    heat.write_bytes(b"a picture")
+    monkeypatch.setattr("difflora.algebra.interference", None)  # to be called is an error
+    said = cli("compare", *files, "--heat", heat)
+    assert said.code == 1 and "--heat" in said.err and "--overwrite" in said.err
+    assert heat.read_bytes() == b"a picture"
+
+
+def test_what_is_of_no_low_rank_is_said_with_its_size(
+    cli: Cli, files: tuple[Path, Path], shapes_model: Model, tmp_path: Path
+) -> None:
+    whole = Adapter({PATHS[0]: (Full(torch.ones(64, 64)),)}, AdapterMeta(name="whole", family="sd1"))
+    write(whole, tmp_path / "whole.safetensors")
+    words = ("merge", files[0], tmp_path / "whole.safetensors", "--output", tmp_path / "both.safetensors")
+    said = cli(*words)
+    assert said.code == 0 and "1 modules, whose ΔW is whole: 0.0 MiB" in " ".join(said.out.split()), said
+    said = cli(*words, "--overwrite", "--json")
+    assert json.loads(said.out)["report"]["dense"] == {"modules": 1, "bytes": 64 * 64 * 4}
+
+
+def test_the_modules_that_an_error_is_of_are_said(cli: Cli, files: tuple[Path, Path], tmp_path: Path) -> None:
+    norm = Adapter({NORM: (Norm(torch.ones(64)),)}, AdapterMeta(name="norm", family="sd1"))
+    write(norm, tmp_path / "norm.safetensors")
+    for more, over in (((), "over all modules"), ((tmp_path / "norm.safetensors",), "over 3 of the modules")):
+        target = tmp_path / f"{len(more)}.safetensors"
+        said = cli("merge", *files, *more, "--rank", "2", "--output", target)
+        assert said.code == 0 and over in " ".join(said.out.split()), said
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "peft", "kohya"])

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from difflora import DiffloraError, Library, Request, read_parameters, read_recipe
 from difflora.errors import LibraryError, RecipeError
-from difflora.generate import SEEDS
 from webui.work.desk import MixRow
 
 MAX_BYTES, MAX_PIXELS = 64 << 20, 64_000_000
@@ -52,7 +51,7 @@ def restored(picture: Path, library: Library) -> Restored:
             notes.append(f"the adapter {one.name!r} ({one.data_hash[:12]}) is not in the library")
             continue
         _add(rows, notes, name, unet=one.unet, text=one.text)
-    request = recipe.request.model_copy(update={"seed": recipe.seed % SEEDS})
+    request = recipe.request.model_copy(update={"seed": recipe.seed})
     return Restored(request, tuple(rows), recipe.base.name, tuple(notes))
 
 

@@ -21,10 +21,11 @@ from difflora.adapter import Stack
 from difflora.algebra.checkpoints import Checkpoint, Stored, open_checkpoint, part_of
 from difflora.algebra.report import Report
 from difflora.apply.merged import bias_change
-from difflora.errors import ApplyError
+from difflora.errors import ApplyError, NeedsBase
 from difflora.families.model import Model
 from difflora.files import fsync_folder, replacing
 from difflora.fit import FitReport
+from difflora.kinds import Kind
 
 # Weights in forms that are not changed, and would contradict those that are.
 _OTHER_WEIGHTS = frozenset(
@@ -41,15 +42,17 @@ def bake(base: Model | str | Path, stack: Stack, out: str | os.PathLike[str]) ->
     W0 + Σ weight · ΔW, summed in float32 and rounded once; every other tensor and file is copied as it is.
     One tensor is in memory at a time. `out` is there whole or not at all.
 
+    Of a folder with weights in several files, such as those of half precision, each is baked.
+
     Report.share is ‖ΔW‖ / ‖W0‖, Report.error the part of ΔW that rounding lost, Report.left_out the new words
-    of adapters, which a base cannot hold, and weights in other forms, which are not copied.
-    Raises FitError if an adapter does not fit, ApplyError if `out` is a folder or the base itself.
+    of adapters, which a base cannot hold, and what is not copied: weights in other forms, and hidden files.
+    Raises FitError if an adapter does not fit, ApplyError if anything is at `out` or it is inside the base.
     """
     target = Path(out)
+    if os.path.lexists(target):
+        raise ApplyError(f"{target} is there already; give a new name for the model to be written")
     checkpoint = open_checkpoint(base)
     _require_fits(stack, checkpoint)
-    if target.is_dir() or (target.exists() and target.samefile(checkpoint.root)):
-        raise ApplyError(f"{target} is there already; give a new name for the model to be written")
     if checkpoint.root.is_dir() and target.resolve().is_relative_to(checkpoint.root.resolve()):
         raise ApplyError(f"{target} lies inside the base; give a place beside it for the model to be written")
     baker = _Baker(stack)
@@ -64,19 +67,33 @@ def bake(base: Model | str | Path, stack: Stack, out: str | os.PathLike[str]) ->
 
 
 def _require_fits(stack: Stack, checkpoint: Checkpoint) -> None:
+    """What `fits` says of a loaded model, said of files."""
     shapes = checkpoint.shapes()
     where = f"{checkpoint.facts.name} ({checkpoint.facts.variant})"
     for adapter, _ in stack:
         matched, missing, misshapen = [], [], {}
         for path, kinds in sorted(adapter.modules.items()):
-            reasons = [reason for kind in kinds if path in shapes and (reason := kind.problem(shapes[path]))]
             if path not in shapes:
                 missing.append(path)
-            elif reasons:
+                continue
+            has_bias = (path, "bias") in checkpoint.by_path
+            reasons = [reason for kind in kinds if (reason := _misfit(kind, shapes[path], has_bias=has_bias))]
+            if reasons:
                 misshapen[path] = "; ".join(reasons)
             else:
                 matched.append(path)
         FitReport(adapter.meta.name, where, tuple(matched), tuple(missing), misshapen).require()
+
+
+def _misfit(kind: Kind, shape: tuple[int, ...], *, has_bias: bool) -> str | None:
+    """Why `kind` cannot change a layer with a weight of `shape`, with or without a bias; None if it can."""
+    if (reason := kind.problem(shape)) or has_bias:
+        return reason
+    try:
+        changes_bias = kind.bias_delta(None) is not None
+    except NeedsBase:
+        changes_bias = True
+    return f"a {kind.name} changes the bias, but the layer has none" if changes_bias else None
 
 
 @dataclass(eq=False)
@@ -127,8 +144,9 @@ class _Baker:
         lost = float((written.float() - original.float() - change).norm())
         self.norm[path] = wanted
         self.share[path] = wanted / base if base else 0.0
-        # Sums in float32 are the exact result, whatever their last bit.
-        self.error[path] = lost / wanted if wanted and written.dtype != torch.float32 else 0.0
+        # Sums in float32 are the exact result, whatever their last bit. Of several files the worst counts.
+        error = lost / wanted if wanted and written.dtype != torch.float32 else 0.0
+        self.error[path] = max(error, self.error.get(path, 0.0))
 
     def report(self, left_out: Mapping[str, str]) -> Report:
         return Report(self.error, norm=self.norm, share=self.share, left_out=left_out)
@@ -136,13 +154,14 @@ class _Baker:
 
 def _bake_folder(checkpoint: Checkpoint, baker: _Baker, target: Path) -> dict[str, str]:
     """Writes the whole folder; returns what was not copied."""
-    by_file: dict[Path, list[Stored]] = defaultdict(list)
-    for stored in checkpoint.tensors:
-        by_file[stored.file].append(stored)
+    by_file = _by_file(checkpoint)
     components = {part.name for part in checkpoint.family.components}
-    left_out = {}
+    files, hidden = _contents(checkpoint.root)
+    left_out = {
+        path.relative_to(checkpoint.root).as_posix(): "hidden, no part of the model" for path in hidden
+    }
     with _new_folder(target) as folder:
-        for source in sorted(path for path in checkpoint.root.rglob("*") if path.is_file()):
+        for source in files:
             relative = source.relative_to(checkpoint.root)
             is_weights = source.suffix in _OTHER_WEIGHTS and source not in by_file
             if is_weights and (len(relative.parts) == 1 or relative.parts[0] in components):
@@ -157,6 +176,32 @@ def _bake_folder(checkpoint: Checkpoint, baker: _Baker, target: Path) -> dict[st
                 file.flush()
                 os.fsync(file.fileno())
     return left_out
+
+
+def _by_file(checkpoint: Checkpoint) -> Mapping[Path, Sequence[Stored]]:
+    """The files that are baked, with their tensors: those of the base, and variants of the same shapes."""
+    shapes = {(one.path, stored.leaf): stored.shape for stored in checkpoint.tensors for one in stored.slices}
+    others = {
+        stored.file
+        for stored in checkpoint.variants
+        if any(shapes.get((one.path, stored.leaf)) != stored.shape for one in stored.slices)
+    }
+    found: dict[Path, list[Stored]] = defaultdict(list)
+    for stored in (*checkpoint.tensors, *checkpoint.variants):
+        if stored.file not in others:
+            found[stored.file].append(stored)
+    return found
+
+
+def _contents(root: Path) -> tuple[list[Path], list[Path]]:
+    """The files below `root`, and what is hidden there, such as `.git` and `.cache`, whole."""
+    files, hidden = [], []
+    for folder, folders, names in os.walk(root, followlinks=True):
+        here = Path(folder)
+        hidden += [here / name for name in (*folders, *names) if name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [here / name for name in names if not name.startswith(".") and (here / name).is_file()]
+    return sorted(files), sorted(hidden)
 
 
 @contextmanager

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from difflora.adapter import Adapter, Stack
+from difflora.algebra.kernels import Kernel, has_linear_projections, kernel_of
 from difflora.algebra.spectrum import Spectrum, dense_spectrum, pair_spectrum
 from difflora.errors import AdapterError, NeedsBase, listing
 from difflora.fit import fits
@@ -22,10 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Site:
-    """What the base has at a path; both None without a base."""
+    """What the base has at a path, both None without a base; and the kernel that the layer there has by its
+    name."""
 
     weight: Tensor | None = None
     bias: Tensor | None = None
+    kernel: Kernel = ()
 
 
 class Sites:
@@ -38,13 +42,14 @@ class Sites:
     def __init__(self, base: Model | None, stack: Stack) -> None:
         _require_one_family(stack)
         self.base = base
+        self._linear_projections = base is None and has_linear_projections(stack)
         if base is not None:
             for adapter, _ in stack:
                 fits(adapter, base).require()
 
     def __getitem__(self, path: str) -> Site:
         if self.base is None:
-            return Site()
+            return Site(kernel=kernel_of(path, linear_projections=self._linear_projections))
         return Site(self._value(self.base, path, "weight"), self._value(self.base, path, "bias"))
 
     def _value(self, base: Model, path: str, leaf: str) -> Tensor | None:
@@ -83,7 +88,7 @@ class NeedingBase:
         if self.found:
             lines = [f"{path}: {reason}" for path, reason in self.found.items()]
             raise NeedsBase(
-                f"{len(lines)} modules change by an amount that depends on the base weight:\n"
+                f"{len(lines)} modules need the base weight:\n"
                 f"{listing(lines)}\nGive the base model that the adapter was made for: base=load(...) in "
                 "Python, --base-model BASE on the command line."
             )
@@ -188,6 +193,29 @@ def extent_of(kinds: Sequence[Kind], flat: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of the weight as far as the kinds know it: the one of most dimensions; else `flat`."""
     known = [extent for kind in kinds if (extent := _extent(kind)) is not None]
     return max(known, key=len, default=flat)
+
+
+def shape_at(kinds: Sequence[Kind], flat: tuple[int, int], site: Site) -> tuple[int, ...]:
+    """The shape of the matrix or convolution that `kinds` change by (out, rest) = `flat`: that of the base's
+    weight; else as far as the kinds know it; else with the kernel that the layer has by its name.
+
+    Raises NeedsBase if `rest` is no multiple of that kernel.
+    """
+    if site.weight is not None:
+        return tuple(site.weight.shape)
+    known = extent_of(kinds, flat)
+    size = prod(site.kernel)
+    # A file has the factors of a 1×1 convolution with its kernel, so those without are of a linear layer.
+    is_linear = size == 1 and any(isinstance(kind, LoRA | Full) for kind in kinds)
+    if len(known) > 2 or not site.kernel or is_linear:
+        return known
+    out, rest = flat
+    if rest % size:
+        raise NeedsBase(
+            f"its change is {flat}, flattened, and {rest} columns are no multiple of a kernel of "
+            f"{site.kernel}; give the base model, which has the shape"
+        )
+    return (out, rest // size, *site.kernel)
 
 
 def _extent(kind: Kind) -> tuple[int, ...] | None:

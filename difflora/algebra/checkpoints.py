@@ -12,10 +12,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from difflora.errors import BaseModelError
 from difflora.families import Component, Family, family
 from difflora.families.detect import identify
 from difflora.families.family import canonical_names
+from difflora.families.folder import folder_weights
 from difflora.families.headers import read_header
 from difflora.families.hub import download
 from difflora.families.model import BaseFacts, Model
@@ -90,13 +90,15 @@ class Stored:
 class Checkpoint:
     """The weight files of a base: `root` is a diffusers folder or a single file.
 
-    Where a folder has a component in two precisions, both are listed; values come from the first.
+    `tensors` are those that are loaded in float32, and values come from them. Where a folder has a component
+    in other files too (half precision, weights without EMA), `variants` are the tensors of those.
     """
 
     root: Path
     facts: BaseFacts
     family: Family
     tensors: tuple[Stored, ...]
+    variants: tuple[Stored, ...] = ()
 
     @cached_property
     def by_path(self) -> Mapping[tuple[str, str], Stored]:
@@ -144,8 +146,9 @@ def open_checkpoint(base: Model | str | Path) -> Checkpoint:
         place = Folder(download(place.id, dtype=torch.float32), place.name)
     facts = base.facts if isinstance(base, Model) else identify(place.path)
     member = family(facts.family)
-    tensors = _folder(place.path, member) if isinstance(place, Folder) else _single(place.path, member)
-    return Checkpoint(place.path, facts, member, tuple(tensors))
+    if isinstance(place, Folder):
+        return _folder(place.path, facts, member)
+    return Checkpoint(place.path, facts, member, tuple(_single(place.path, member)))
 
 
 def parameters_of(base: Model | str | Path) -> Parameters:
@@ -153,19 +156,23 @@ def parameters_of(base: Model | str | Path) -> Parameters:
     return Loaded(base) if isinstance(base, Model) else open_checkpoint(base)
 
 
-def _folder(root: Path, member: Family) -> Iterator[Stored]:
+def _folder(root: Path, facts: BaseFacts, member: Family) -> Checkpoint:
+    weights = folder_weights(root, member, dtype=torch.float32)
+    tensors: list[Stored] = []
+    variants: list[Stored] = []
     for part in member.components:
-        files = sorted((root / part.name).glob("*.safetensors"))
-        if not files:
-            raise BaseModelError(f"{root / part.name} has no .safetensors weights to read or change")
-        for file in files:
-            shapes = read_header(file).shapes
-            canonical = canonical_names(shapes, part.name)
-            for name, shape in shapes.items():
-                module, _, leaf = canonical[name].rpartition(".")
-                if leaf in LEAVES:
-                    slices = whole(f"{part.name}.{module}")
-                    yield Stored(file, name, leaf, slices, shape, transposed=False)
+        for file in sorted((root / part.name).glob("*.safetensors")):
+            (tensors if file in weights[part.name].files else variants).extend(_stored(file, part.name))
+    return Checkpoint(root, facts, member, tuple(tensors), tuple(variants))
+
+
+def _stored(file: Path, component: str) -> Iterator[Stored]:
+    shapes = read_header(file).shapes
+    canonical = canonical_names(shapes, component)
+    for name, shape in shapes.items():
+        module, _, leaf = canonical[name].rpartition(".")
+        if leaf in LEAVES:
+            yield Stored(file, name, leaf, whole(f"{component}.{module}"), shape, transposed=False)
 
 
 def _single(path: Path, member: Family) -> Iterator[Stored]:

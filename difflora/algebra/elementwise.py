@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from difflora.algebra.changes import Site, bias_of, dense_of, extent_of, is_vector
+from difflora.algebra.changes import Site, bias_of, dense_of, is_vector, shape_at
 from difflora.algebra.methods import Elementwise, Part, Sparsity
 from difflora.algebra.sums import Weighted
 from difflora.errors import AdapterError
@@ -41,7 +41,9 @@ def combined(
         return () if bias is None else (Bias(bias),)
     if all(is_vector(kind, site) for kind in kinds):
         return (Norm(weight.flatten(), bias),)
-    return (Full(weight.reshape(extent_of(kinds, tuple(weight.shape))), bias),)
+    flat = weight.flatten(1)
+    shape = shape_at([kind for kind in kinds if not isinstance(kind, Bias)], (len(flat), flat.shape[1]), site)
+    return (Full(flat.reshape(shape), bias),)
 
 
 def _alike(parts: Sequence[Part]) -> Sequence[Part]:

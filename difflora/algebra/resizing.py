@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from difflora.adapter import Adapter, Stack
-from difflora.algebra.changes import NeedingBase, Site, Sites, bias_of, change_of, extent_of, is_vector
+from difflora.algebra.changes import NeedingBase, Site, Sites, bias_of, change_of, is_vector, shape_at
 from difflora.algebra.report import Report
 from difflora.algebra.spectrum import Spectrum, Target
 from difflora.kinds import Bias, Kind, LoRA
@@ -36,18 +36,18 @@ def resize(
 
     ΔW of low-rank kinds is never formed: it is truncated by SVD through QR of the factors. Other kinds become
     LoRA through their ΔW, one module at a time. Changes of biases and norms stay.
-    Report.error[path] = ‖ΔW − ΔW'‖ / ‖ΔW‖.
+    Report.error[path] = ‖ΔW − ΔW'‖ / ‖ΔW‖, and Report.norm[path] = ‖ΔW‖ of every matrix, so that
+    Report.total_error is that of the whole adapter.
 
     Raises NeedsBase naming the modules whose ΔW depends on the base weight if there is no `base`; ConfigError
     unless exactly one target is given.
     Source: Eckart & Young 1936, "The approximation of one matrix by another of lower rank".
     """
     target = Target(rank=rank, energy=energy, error=error)
-    sites, needing, found = Sites(base, Stack([(adapter, 1.0)])), NeedingBase(), _Resized()
-    with one_thread(), torch.no_grad():
-        for path, kinds in adapter.modules.items():
-            with needing.at(path):
-                found.add(path, kinds, target, site=sites[path])
+    sites, needing, found = Sites(base, Stack([(adapter, 1.0)])), NeedingBase(), Resized(target)
+    for path, kinds in adapter.modules.items():
+        with needing.at(path):
+            found.add(path, kinds, site=sites[path])
     needing.require()
     meta = replace(adapter.meta, file_hash="")
     return replace(adapter, modules=found.modules, meta=meta), found.report()
@@ -66,36 +66,49 @@ def truncated(spectrum: Spectrum, rank: int, extent: tuple[int, ...]) -> LoRA:
 
 
 @dataclass(eq=False)
-class _Resized:
+class Resized:
+    """Modules as they are resized one after the other, and what that lost of each."""
+
+    target: Target
     modules: dict[str, tuple[Kind, ...]] = field(default_factory=dict)
     error: dict[str, float] = field(default_factory=dict)
     norm: dict[str, float] = field(default_factory=dict)
     ranks: dict[str, int] = field(default_factory=dict)
 
-    def add(self, path: str, kinds: Sequence[Kind], target: Target, *, site: Site) -> None:
+    @torch.no_grad()
+    def add(self, path: str, kinds: Sequence[Kind], *, site: Site) -> None:
+        """Resizes one module. Raises NeedsBase if its ΔW depends on a weight that `site` does not have."""
         vectors = tuple(kind for kind in kinds if is_vector(kind, site))
         matrices = tuple(kind for kind in kinds if not is_vector(kind, site))
         self.modules[path] = tuple(kinds)
         self.error[path] = 0.0
-        if len(matrices) == 1 and isinstance(lora := matrices[0], LoRA) and lora.mid is None:
-            self.ranks[path] = lora.rank
-            if target.rank is not None and target.rank >= lora.rank:
-                return
+        with one_thread():
+            lora = self._smaller(path, matrices, site)
+        if lora is not None:
+            self.modules[path] = (lora, *_vectors(vectors, matrices, site))
+
+    def _smaller(self, path: str, matrices: tuple[Kind, ...], site: Site) -> LoRA | None:
+        """The LoRA in the place of `matrices`; None if there are none, or one is small enough."""
         change = change_of(matrices, site)
         if change is None:
-            return
+            return None
+        own = matrices[0] if len(matrices) == 1 else None
+        if isinstance(own, LoRA) and own.mid is None:
+            self.ranks[path] = own.rank
+            if self.target.rank is not None and self.target.rank >= own.rank:
+                self.norm[path] = change.norm
+                return None
         spectrum = change.spectrum()
-        rank = target.of(spectrum.values)
-        if rank >= self.ranks.get(path, rank + 1):
-            return
-        flat = (spectrum.left.shape[0], spectrum.right.shape[1])
-        extent = extent_of(matrices, flat) if site.weight is None else tuple(site.weight.shape)
-        lora = truncated(spectrum, rank, extent)
         self.norm[path] = spectrum.norm
+        rank = self.target.of(spectrum.values)
+        if rank >= self.ranks.get(path, rank + 1):
+            return None
         self.error[path], self.ranks[path] = spectrum.error(rank), rank
-        self.modules[path] = (lora, *_vectors(vectors, matrices, site))
+        flat = (spectrum.left.shape[0], spectrum.right.shape[1])
+        return truncated(spectrum, rank, shape_at(matrices, flat, site))
 
     def report(self) -> Report:
+        """What was lost of the modules so far."""
         return Report(self.error, norm=self.norm, ranks=self.ranks)
 
 

@@ -9,7 +9,7 @@ from difflora.adapter import Adapter, Stack, Weight, as_weight
 from difflora.algebra.changes import NeedingBase, Sites
 from difflora.algebra.merging import ranks_of
 from difflora.algebra.report import Report
-from difflora.algebra.sums import Weighted, weighted_sum
+from difflora.algebra.sums import Weighted, multiples, weighted_sum
 
 if TYPE_CHECKING:
     from difflora.families.model import Model
@@ -27,10 +27,11 @@ def scale(adapter: Adapter, weight: float | Weight, *, base: Model | None = None
     for path, kinds in adapter.modules.items():
         with needing.at(path):
             parts = [Weighted(kind, dial.of(path), 0) for kind in kinds]
-            modules[path] = weighted_sum(parts, sites[path])
+            own = multiples(parts)
+            modules[path] = weighted_sum(parts, sites[path]) if own is None else own
     needing.require()
     scaled = replace(adapter, modules=modules, meta=replace(adapter.meta, file_hash=""))
-    return scaled, Report(dict.fromkeys(modules, 0.0), ranks=ranks_of(scaled))
+    return scaled, Report(dict.fromkeys(modules, 0.0), ranks=ranks_of(modules))
 
 
 def negate(adapter: Adapter, *, base: Model | None = None) -> tuple[Adapter, Report]:

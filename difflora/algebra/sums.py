@@ -1,20 +1,21 @@
-"""Exact weighted sums of kinds: what one module gets from several adapters, as kinds that one file can hold.
+"""Exact weighted sums of kinds: what one module gets from several adapters, in kinds that any program reads.
 
-Low-rank pairs become one LoRA by concatenation. Another kind stays as it is, times its weight, as long as its
-tensors in files do not have the names of those of another one; else it becomes a LoRA or a Full.
+Of two kinds that change one weight ComfyUI takes the last, LyCORIS the first, and diffusers neither: so a sum
+is one kind. Low-rank pairs become one LoRA by concatenation; a kind without factors makes it a Full.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import reduce
+from math import prod
 
 import torch
 from torch import Tensor
 
-from difflora.algebra.changes import Site, bias_of, dense_of
-from difflora.errors import AdapterError
+from difflora.algebra.changes import Site, bias_of, dense_of, shape_at
+from difflora.errors import AdapterError, NeedsBase
 from difflora.kinds import Bias, Full, Kind, LoRA, Norm
 
 
@@ -31,59 +32,64 @@ class Weighted:
         return self.kind if self.weight == 1.0 else self.kind.times(self.weight)
 
 
+def multiples(parts: Sequence[Weighted]) -> tuple[Kind, ...] | None:
+    """Every kind times its weight, in its own form and number format; None if one has no exact multiple."""
+    own = [kind for part in parts if (kind := part.exact()) is not None]
+    return tuple(own) if len(own) == len(parts) else None
+
+
 def weighted_sum(parts: Sequence[Weighted], site: Site) -> tuple[Kind, ...]:
     """The kinds whose changes of weight and bias add up to Σ weight · change, exact but for rounding in
-    float32.
+    float32: at most one that changes the weight, and a Bias.
 
-    What comes from a single adapter keeps its form and its number format. Raises NeedsBase where a change
-    must be computed from a weight that `site` does not have, AdapterError where the parts are of different
-    layers.
+    A change of the weight that is the only one keeps its form. Raises NeedsBase where a change must be
+    computed from a weight that `site` does not have, AdapterError where the parts are of different layers.
     """
-    if len({part.owner for part in parts}) == 1:
-        own = [part.exact() for part in parts]
-        if None not in own:
-            return tuple(kind for kind in own if kind is not None)
+    matrices = [part for part in parts if not isinstance(part.kind, Bias)]
+    own = multiples(parts) if len(matrices) <= 1 else None
+    if own is not None and len({part.owner for part in parts}) == 1:
+        return own
     total = _Sum()
     for part in parts:
-        total.add(part, site)
-    return total.kinds(site)
+        if matrices == [part] and _stays(part):
+            total.kept = part.exact()
+        else:
+            total.add(part, site)
+    return total.kinds([part.kind for part in matrices], site)
+
+
+def _stays(part: Weighted) -> bool:
+    """Whether a kind, beside biases alone, is kept: it has an exact multiple, and changes no bias itself.
+
+    LoRA, Full and Norm are what sums are made of.
+    """
+    if part.exact() is None or isinstance(part.kind, LoRA | Full | Norm):
+        return False
+    try:
+        return part.kind.bias_delta(None) is None
+    except NeedsBase:
+        return False
 
 
 @dataclass(eq=False)
 class _Sum:
+    kept: Kind | None = None
     pairs: list[LoRA] = field(default_factory=list)
-    kept: list[Kind] = field(default_factory=list)
-    leaves: dict[str, Tensor] = field(default_factory=dict)
     diff: Tensor | None = None
     bias: Tensor | None = None
-    norm_weight: Tensor | None = None
-    norm_bias: Tensor | None = None
+    norms: list[Norm] = field(default_factory=list)
 
     def add(self, part: Weighted, site: Site) -> None:
         kind = part.exact()
         if isinstance(kind, LoRA):
             self.pairs.append(kind)
         elif isinstance(kind, Norm):
-            self.norm_weight = plus(self.norm_weight, kind.weight)
-            self.norm_bias = plus(self.norm_bias, kind.bias)
+            self.norms.append(kind)
         elif isinstance(kind, Full | Bias):
             self.diff = plus(self.diff, kind.diff if isinstance(kind, Full) else None)
             self.bias = plus(self.bias, kind.bias)
-        elif kind is not None and self._has_room(kind.to_leaves()):
-            self.kept.append(kind)
-            self.leaves |= kind.to_leaves()
         else:
             self._lower(part, site)
-
-    def _has_room(self, leaves: Mapping[str, Tensor]) -> bool:
-        """Whether a file can hold these tensors beside those kept, and beside a LoRA.
-
-        alpha is one for all of a module, and dora_scale is taken for that of any factors beside it.
-        """
-        if "dora_scale" in leaves or float(leaves.get("alpha", 1.0)) == 0.0:
-            return False
-        both = leaves.keys() & self.leaves.keys()
-        return not both or (both == {"alpha"} and torch.equal(leaves["alpha"], self.leaves["alpha"]))
 
     def _lower(self, part: Weighted, site: Site) -> None:
         """Adds a kind as a low-rank pair where it has one that is smaller than ΔW, else as ΔW."""
@@ -98,20 +104,45 @@ class _Sum:
         shift = bias_of([part.kind], site)
         self.bias = plus(self.bias, None if shift is None else shift * part.weight)
 
-    def kinds(self, site: Site) -> tuple[Kind, ...]:
-        """What was added, as few kinds as it takes."""
-        found: list[Kind] = []
+    def kinds(self, changing: Sequence[Kind], site: Site) -> tuple[Kind, ...]:
+        """What was added, of kinds `changing` the weight, as few kinds as it takes."""
+        if self.norms or self.diff is not None:
+            return (self._whole(changing, site),)
+        found = [] if self.kept is None else [self.kept]
         if self.pairs:
-            alpha = self.leaves.get("alpha")
-            found.append(concatenated(self.pairs, alpha=None if alpha is None else float(alpha)))
-        found += self.kept
-        if self.diff is not None:
-            found.append(Full(self.diff, self.bias))
-        elif self.bias is not None:
+            lora = concatenated(self.pairs)
+            found.append(_shaped(lora, shape_at(changing, _flat(lora), site)))
+        if self.bias is not None:
             found.append(Bias(self.bias))
-        if self.norm_weight is not None or self.norm_bias is not None:
-            found.append(Norm(self.norm_weight, self.norm_bias))
         return tuple(found)
+
+    def _whole(self, changing: Sequence[Kind], site: Site) -> Kind:
+        """The sum as one tensor for the weight, and one for the bias."""
+        weight, bias = self.diff, self.bias
+        for norm in self.norms:
+            weight, bias = plus(weight, norm.weight), plus(bias, norm.bias)
+        if self.pairs:
+            lora = concatenated(self.pairs)
+            weight, bias = plus(weight, lora.delta()), plus(bias, lora.bias_delta())
+        if self.norms or weight is None:
+            return Norm(weight, bias)
+        if weight.ndim > 1:
+            weight = weight.reshape(shape_at(changing, _flat(weight), site))
+        return Full(weight, bias)
+
+
+def _flat(change: LoRA | Tensor) -> tuple[int, int]:
+    """(out, rest)."""
+    shape = change.extent if isinstance(change, LoRA) else tuple(change.shape)
+    return shape[0], prod(shape[1:])
+
+
+def _shaped(lora: LoRA, shape: tuple[int, ...]) -> LoRA:
+    """The same change with factors of the dimensions that a weight of `shape` has."""
+    if lora.mid is not None or lora.extent == shape:
+        return lora
+    up = lora.up.reshape(*lora.up.shape[:2], *[1] * (len(shape) - 2))
+    return replace(lora, down=lora.down.reshape(-1, *shape[1:]), up=up)
 
 
 def plus(total: Tensor | None, term: Tensor | None) -> Tensor | None:
@@ -126,21 +157,19 @@ def plus(total: Tensor | None, term: Tensor | None) -> Tensor | None:
     return total + term.reshape(total.shape)
 
 
-def concatenated(pairs: Sequence[LoRA], *, alpha: float | None = None) -> LoRA:
+def concatenated(pairs: Sequence[LoRA]) -> LoRA:
     """One LoRA of rank Σ rank: Σ scale · up · down, exactly.
 
-    Its scale is the largest of theirs, or what `alpha` over the rank gives; what remains of the others is
-    multiplied into their up. In half precision that would round, so there it becomes gains, and the number
-    formats stay.
+    Its scale is the largest of theirs; what remains of the others is multiplied into their up. In half
+    precision that would round, so there it becomes gains, and the number formats stay.
     Raises AdapterError if the pairs are of different layers.
     """
-    if len(pairs) == 1 and alpha is None:
+    if len(pairs) == 1:
         return pairs[0]
     _require_alike(pairs)
     # Factors have gains in up, which is not asked for here.
     downs = [pair.down if pair.mid is None else pair.factors().down for pair in pairs]
-    rank = sum(down.shape[0] for down in downs)
-    scale = max(abs(pair.scale) for pair in pairs) if alpha is None else alpha / rank
+    scale = max(abs(pair.scale) for pair in pairs)
     ratios = [pair.scale / scale if scale else 0.0 for pair in pairs]
     bias = None
     for pair, ratio in zip(pairs, ratios, strict=True):

@@ -84,7 +84,7 @@ def _layers(model: Model, stack: Stack) -> dict[str, Layer]:
     if unknown:
         raise ApplyError(
             f"{len(unknown)} of {len(found)} layers are of types that no change can act beside:\n"
-            f"{listing(unknown)}\nApply the stack with mode='merged'."
+            f"{listing(unknown)}\nApply the stack with mode='merged' (--mode merged)."
         )
     return {path: layer for path, layer in found.items() if layer is not None}
 
@@ -112,5 +112,6 @@ def _too_much(parts: dict[str, Parts], layers: dict[str, Layer], *, limit: int) 
         f"changes that are not of low rank need {sum(sizes.values()) / 2**30:,.2f} GiB of dense updates in "
         f"{len(largest)} layers to act live; the limit is {limit / 2**30:,.2f} GiB. The largest:\n"
         f"{listing(lines)}\n"
-        "Apply the stack with mode='merged', which keeps none of them, or raise the limit with dense_limit=."
+        "Apply the stack with mode='merged' in Python or --mode merged on the command line, which keeps none "
+        "of them, or raise the limit with dense_limit=."
     )

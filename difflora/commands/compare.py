@@ -13,7 +13,15 @@ from rich.table import Table
 from difflora.commands.console import make_console
 from difflora.commands.drawing import write_picture
 from difflora.commands.flags import parse, usage_error
-from difflora.commands.results import WORST, base_of, free_target, print_json, show_facts, stack_of
+from difflora.commands.results import (
+    WORST,
+    base_of,
+    free_target,
+    print_json,
+    require_free,
+    show_facts,
+    stack_of,
+)
 
 if TYPE_CHECKING:
     from difflora.adapter import Stack
@@ -49,6 +57,8 @@ def run(words: Sequence[str]) -> int:
     flags = parse(Flags, words, verb="compare", about=ABOUT)
     if len(flags.adapter) < 2:
         raise usage_error("compare", "two or more adapters are compared")
+    if flags.heat is not None:
+        require_free(flags.heat, overwrite=flags.overwrite, flag="--heat")
     from difflora.algebra import compare, heat_map, interference
 
     stack, base = stack_of(flags.adapter, adapters=flags.adapters), base_of(flags.base_model)

@@ -24,8 +24,8 @@ ABOUT = """Writes one adapter that does what a weighted mix of adapters does.
 
 difflora merge halftone.safetensors:0.7 neon.safetensors:0.4 --output both.safetensors
 
-Without --rank the sum is exact: ranks add up. With --rank every module is cut to the best approximation of
-that rank, and the error is printed."""
+Without --rank the sum is exact: ranks add up, and what has no low-rank form makes its module a whole matrix.
+With --rank every module is cut to the best approximation of that rank, and the error is printed."""
 
 
 @dataclass(frozen=True)

@@ -83,9 +83,11 @@ def report_document(report: Report) -> dict[str, Any]:
     worst = sorted(report.error, key=lambda path: -report.error[path])[:WORST]
     return {
         "modules": len(report.error),
+        "measured": len(report.norm),
         "exact": report.exact,
         "total_error": report.total_error,
         "ranks": sorted(set(report.ranks.values())),
+        "dense": {"modules": len(report.dense), "bytes": sum(report.dense.values())} if report.dense else {},
         "worst": {path: report.error[path] for path in worst if report.error[path]},
         "share_of_base": {
             "median": statistics.median(report.share.values()),
@@ -99,13 +101,20 @@ def report_document(report: Report) -> dict[str, Any]:
 
 def report_rows(document: Mapping[str, Any]) -> dict[str, str]:
     """The same in words, for `show_facts`."""
+    modules, measured = document["modules"], document["measured"]
+    over = "all modules" if measured == modules else f"{measured} of the modules"
     rows = {
-        "modules": str(document["modules"]),
+        "modules": str(modules),
         "rank": span(document["ranks"]),
-        "error": "none" if document["exact"] else f"{document['total_error']:.3%} of ΔW over all modules",
+        "error": "none" if document["exact"] else f"{document['total_error']:.3%} of ΔW over {over}",
     }
     if document["worst"]:
         rows["most lost in"] = "\n".join(f"{error:.3%} {path}" for path, error in document["worst"].items())
+    if dense := document["dense"]:
+        size = f"{dense['bytes'] / 2**20:,.1f} MiB"
+        rows["not of low rank"] = (
+            f"{dense['modules']} modules, whose ΔW is whole: {size}; --rank makes it small"
+        )
     if share := document["share_of_base"]:
         rows["ΔW of the base"] = f"{share['median']:.3%} a module (median), {share['largest']:.3%} at most"
     rows |= {f"left out: {name}": reason for name, reason in document["left_out"].items()}

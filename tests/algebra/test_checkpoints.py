@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from difflora.apply import applied
 from difflora.errors import ApplyError, BaseModelError, FitError
 from difflora.families.family import canonical_names
 from difflora.families.model import Model
-from difflora.kinds import Bias, LoRA
+from difflora.kinds import Bias, Full, LoRA, Replace
 from tests.algebra.adapters import CONV, LINEAR, NORM, TEXT, of_kind, relative
 from tests.families import tiny_bases
 
@@ -162,6 +163,80 @@ def test_baking_is_refused_where_it_would_overwrite_or_not_fit(
     with pytest.raises(OSError, match="disk"):
         bake(shapes_folder, stack, tmp_path / "new")
     assert [file.name for file in tmp_path.iterdir()] == ["there"]
+
+
+def test_baking_replaces_nothing_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, _ = tiny(tmp_path, monkeypatch, "sd15")
+    stack = random_stack(open_checkpoint(file).shapes(), ["unet.conv_in"])
+    taken, link = tmp_path / "taken.safetensors", tmp_path / "link.safetensors"
+    taken.write_bytes(b"an adapter")
+    link.symlink_to(tmp_path / "nowhere.safetensors")
+    for out in (taken, link, file):
+        with pytest.raises(ApplyError, match="there already"):
+            bake(file, stack, out)
+    assert taken.read_bytes() == b"an adapter" and link.is_symlink() and not link.exists()
+
+
+def test_a_bias_where_there_is_none_is_refused(shapes_folder: Path, tmp_path: Path) -> None:
+    lora = LoRA(torch.ones(2, 64), torch.ones(64, 2), 1.0)
+    for kind in (Bias(torch.ones(64)), replace(lora, bias=torch.ones(64)), Replace(bias=torch.ones(64))):
+        with pytest.raises(FitError, match=r"attn1\.to_q: a \w+ changes the bias, but the layer has none"):
+            bake(shapes_folder, Stack([(Adapter({LINEAR: (kind,)}), 1.0)]), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def with_variants(folder: Path) -> dict[str, float]:
+    """Puts other numbers into other weight files of the UNet; returns what each has at one place of CONV."""
+    (main,) = (folder / "unet").glob("*.safetensors")
+    tensors = load_file(main)
+    for name, number in (("fp16", 2.0), ("non_ema", 3.0)):
+        other = {**tensors, "down_blocks.0.resnets.0.conv1.weight": torch.full((64, 64, 3, 3), number).half()}
+        save_file(other, main.with_name(f"diffusion_pytorch_model.{name}.safetensors"))
+    save_file({"conv_in.weight": torch.ones(8, 9, 3, 3)}, main.with_name("inpainting.safetensors"))
+    first = float(tensors["down_blocks.0.resnets.0.conv1.weight"].flatten()[0])
+    return {main.name: first, "diffusion_pytorch_model.fp16.safetensors": 2.0} | {
+        "diffusion_pytorch_model.non_ema.safetensors": 3.0
+    }
+
+
+def test_of_several_weight_files_the_values_are_those_that_are_loaded(
+    shapes_folder: Path, shapes_model: Model, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(shapes_folder, tmp_path / "base")
+    with_variants(folder)
+    value = open_checkpoint(folder).value(CONV, "weight")
+    assert value is not None and torch.equal(value.float(), shapes_model.module(CONV).weight)
+    with pytest.raises(FitError, match="hold the same numbers"):
+        extract(shapes_folder, folder, rank=1)
+
+
+def test_of_several_weight_files_each_is_baked_or_left_out(
+    shapes_folder: Path, shapes_model: Model, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(shapes_folder, tmp_path / "base")
+    before = with_variants(folder)
+    stack = Stack([(Adapter({CONV: (Full(torch.ones(64, 64, 3, 3)),)}), 0.5)])
+    baked, report = bake(folder, stack, tmp_path / "baked")
+    assert list(report.left_out) == ["unet/inpainting.safetensors"]
+    assert {file.name for file in (baked / "unet").glob("*.safetensors")} == before.keys()
+    for name, value in before.items():
+        written = load_file(baked / "unet" / name)["down_blocks.0.resnets.0.conv1.weight"]
+        assert float(written.flatten()[0]) == pytest.approx(value + 0.5, abs=1e-3)
+
+
+def test_what_is_hidden_in_a_folder_is_not_copied(shapes_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(shapes_folder, tmp_path / "base")
+    (folder / ".git" / "lfs").mkdir(parents=True)
+    (folder / ".git" / "lfs" / "object").write_bytes(b"weights of long ago")
+    (folder / "unet" / ".DS_Store").write_bytes(b"")
+    (folder / "vae").rename(tmp_path / "shared")
+    (folder / "vae").symlink_to(tmp_path / "shared", target_is_directory=True)
+    stack = Stack([(Adapter({CONV: (Full(torch.ones(64, 64, 3, 3)),)}), 0.5)])
+    baked, report = bake(folder, stack, tmp_path / "baked")
+    assert report.left_out.keys() == {".git", "unet/.DS_Store"}
+    names = {path.relative_to(baked).as_posix() for path in baked.rglob("*") if path.is_file()}
+    files = (path for path in shapes_folder.rglob("*") if path.is_file())
+    assert names == {path.relative_to(shapes_folder).as_posix() for path in files}
 
 
 def _no_rename(*_paths: Path) -> None:

@@ -42,6 +42,7 @@ def test_a_merge_of_two_kinds_is_the_stack(shapes_model: Model, name: str, other
 def test_the_kinds_of_a_module_have_room_in_one_file(shapes_model: Model, name: str, other: str) -> None:
     stack = Stack([(of_kind(shapes_model, name, 1), 0.7), (of_kind(shapes_model, other, 2), -1.1)])
     for path, kinds in merge(stack, base=shapes_model)[0].modules.items():
+        assert sum(kind.name != "bias" for kind in kinds) <= 1, "peers read one change of a weight"
         taken: dict[str, torch.Tensor] = {}
         for kind in kinds:
             for leaf, tensor in kind.to_leaves().items():
@@ -155,10 +156,14 @@ def test_what_depends_on_the_base_asks_for_it_by_module(shapes_model: Model, nam
     assert all(path in str(caught.value) for path in (LINEAR, CONV, TEXT))
 
 
-def test_what_has_exact_multiples_needs_no_base(shapes_model: Model) -> None:
-    a = of_kind(shapes_model, "ia3_out", 1)
-    merged, _ = merge(Stack([(a, 0.5), (of_kind(shapes_model, "lora", 2), 1.0)]))
-    assert [kind.name for kind in merged.modules[LINEAR]] == ["lora", "ia3"]
+def test_what_has_exact_multiples_needs_a_base_beside_others_alone(shapes_model: Model) -> None:
+    a, lora = of_kind(shapes_model, "ia3_out", 1), of_kind(shapes_model, "lora", 2)
+    merged, _ = merge(Stack([(a, 0.5), (of_kind(shapes_model, "bias", 2), 1.0)]))
+    assert [kind.name for kind in merged.modules[CONV]] == ["ia3", "bias"]
+    with pytest.raises(NeedsBase, match=r"attn1\.to_q"):
+        merge(Stack([(a, 0.5), (lora, 1.0)]))
+    merged, _ = merge(Stack([(a, 0.5), (lora, 1.0)]), base=shapes_model)
+    assert [kind.name for kind in merged.modules[LINEAR]] == ["full"]
 
 
 def test_what_does_not_fit_the_base_is_refused(shapes_model: Model) -> None:
@@ -186,6 +191,14 @@ def test_norms_and_biases_add() -> None:
     assert isinstance(kind, Norm) and isinstance(one, Norm) and isinstance(two, Norm)
     assert kind.weight is not None and one.weight is not None and two.weight is not None
     assert torch.allclose(kind.weight, 0.5 * one.weight - 2.0 * two.weight)
+
+
+def test_a_norm_has_one_change_whatever_it_is_made_of() -> None:
+    whole, part = Full(torch.ones(6), torch.ones(6)), Norm(torch.ones(6) * 2)
+    stack = Stack([(Adapter({NORM: (whole,)}), 0.5), (Adapter({NORM: (part,)}), 2.0)])
+    (kind,) = merge(stack)[0].modules[NORM]
+    assert isinstance(kind, Norm) and kind.weight is not None and kind.bias is not None
+    assert kind.weight.tolist() == [4.5] * 6 and kind.bias.tolist() == [0.5] * 6
 
 
 def test_average_divides_by_the_sum_of_the_weights() -> None:

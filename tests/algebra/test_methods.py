@@ -1,5 +1,8 @@
 """The methods that work on entries, against plain dense formulas and PEFT's own functions."""
 
+import weakref
+from typing import Any
+
 import pytest
 import torch
 from peft.utils.merge_utils import magnitude_prune, ties
@@ -7,10 +10,11 @@ from torch import Tensor
 
 from difflora import Stack, merge, same
 from difflora.algebra.changes import Site, bias_of
+from difflora.algebra.elementwise import combined
 from difflora.algebra.methods import METHODS, Sparsity, largest
 from difflora.errors import ConfigError, NeedsBase
 from difflora.families.model import Model
-from difflora.kinds import Full
+from difflora.kinds import Full, Kind
 from tests.algebra.adapters import CONV, LINEAR, NORM, TEXT, loras, of_kind, relative
 
 
@@ -102,6 +106,22 @@ def test_results_are_full_or_of_the_rank_asked_for(method: str) -> None:
     small, report = merge(stack((1.0, 0.5, 0.5)), method=method, rank=4)
     assert report.ranks[CONV] == 4
     assert relative(small.delta(CONV), full.delta(CONV)) == pytest.approx(report.error[CONV], abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["ties", "dare", "magnitude"])
+def test_with_a_rank_no_more_than_one_module_is_whole(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Tensor]] = []
+    left: list[int] = []
+
+    def counted(*given: Any, **named: Any) -> tuple[Kind, ...]:
+        left.append(sum(tensor() is not None for tensor in made))
+        kinds = combined(*given, **named)
+        made.extend(weakref.ref(kind.diff) for kind in kinds if isinstance(kind, Full))
+        return kinds
+
+    monkeypatch.setattr("difflora.algebra.merging.combined", counted)
+    merge(stack((1.0, 0.5, 0.5)), method=method, rank=4)
+    assert len(made) == 3 and left == [0, 0, 0]
 
 
 @pytest.mark.parametrize("method", ["ties", "dare", "magnitude"])

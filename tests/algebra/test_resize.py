@@ -86,6 +86,17 @@ def test_changes_of_vectors_stay() -> None:
     assert report.error[NORM] == 0.0 and NORM not in report.norm
 
 
+def test_the_error_is_of_the_whole_adapter_also_where_most_of_it_is_small_enough() -> None:
+    small, large = loras(1, 2).modules, loras(2, 7).modules
+    a = Adapter({LINEAR: small[LINEAR], CONV: small[CONV], TEXT: large[TEXT]})
+    resized, report = resize(a, rank=4)
+    wanted = torch.cat([a.delta(path).flatten() for path in a.modules])
+    got = torch.cat([resized.delta(path).flatten() for path in a.modules])
+    assert resized.modules[CONV] is a.modules[CONV] and report.norm.keys() == a.modules.keys()
+    assert report.total_error == pytest.approx(relative(got, wanted), rel=1e-4)
+    assert report.total_error < 0.9 * report.error[TEXT]
+
+
 def test_what_depends_on_the_base_asks_for_it(shapes_model: Model) -> None:
     with pytest.raises(NeedsBase, match=r"attn1\.to_q"):
         resize(of_kind(shapes_model, "dora_out", 1), rank=2)

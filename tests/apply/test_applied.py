@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from difflora.adapter import Adapter, Stack, Weight
-from difflora.apply import Live, Merged, applied, attach
+from difflora.apply import Live, Merged, applied, attach, default_mode, mode_of
 from difflora.errors import AdapterError, ApplyError, FitError
 from difflora.families.model import Model
-from difflora.kinds import LoRA
+from difflora.kinds import Full, LoRA
 from tests.apply.scenes import PATHS, UNET, adapter, input_shape, output, relative
 
 
@@ -109,6 +109,46 @@ def test_live_inside_live_adds_and_inside_merged_raises(model: Model) -> None:
         ):
             pass
     assert torch.equal(output(model), base)
+
+
+@pytest.mark.parametrize("rank", [3, 64])
+def test_merged_inside_live_raises_and_the_default_is_live(model: Model, rank: int) -> None:
+    """A live weight in float32 may take the place of the base's, which would hide what is merged into it."""
+    a, b = Stack([(adapter(model, 1, rank=rank), 0.3)]), Stack([(adapter(model, 2, rank=rank), 0.4)])
+    base = output(model)
+    with applied(model, Stack([*a, *b]), mode="merged"):
+        wanted = output(model)
+    with applied(model, a, mode="live"):
+        with pytest.raises(ApplyError, match=r"live stack.*mode='live'"), applied(model, b, mode="merged"):
+            pass
+        assert default_mode(model) == "live"
+        with applied(model, b) as mix:
+            assert mode_of(mix) == "live" and relative(output(model), wanted, base) < 1e-5
+        with applied(model, Stack(), mode="merged"):
+            pass
+    assert default_mode(model) == "merged" and torch.equal(output(model), base)
+
+
+def test_the_default_is_merged_where_live_takes_too_much_memory(shapes_folder) -> None:
+    from difflora.families import load
+
+    model = load(shapes_folder, device="cpu", dtype="bfloat16")
+    dense = Stack([(Adapter({UNET: (Full(torch.ones(64, 64)),)}), 0.5)])
+    with applied(model, dense) as mix:
+        assert mode_of(mix) == "live"
+    with applied(model, dense, dense_limit=64) as mix:
+        assert mode_of(mix) == "merged" and f"{UNET}.weight" in model.pristine
+    with (
+        pytest.raises(ApplyError, match="--mode merged"),
+        applied(model, dense, mode="live", dense_limit=64),
+    ):
+        pass
+    with (
+        applied(model, dense, mode="live"),
+        pytest.raises(ApplyError, match="--mode merged"),
+        applied(model, dense, dense_limit=64),
+    ):
+        pass
 
 
 def test_attaching_changes_neither_tree_nor_names(model: Model) -> None:
