@@ -94,6 +94,7 @@ def _folder_facts(place: Folder, overrides: Overrides) -> BaseFacts:
     unet = read_config(place.path / "unet" / "config.json")
     _require_text_to_image(place.path, channels=unet.get("in_channels", 4))
     scheduler = read_config(place.path / "scheduler" / "scheduler_config.json")
+    _require_known_noise(place.path, scheduler)
     prediction = overrides.prediction_type or scheduler.get("prediction_type", "epsilon")
     if prediction not in PREDICTION_TYPES:
         raise BaseModelError(
@@ -223,6 +224,16 @@ def _require_text_to_image(path: Path, *, channels: int) -> None:
         raise BaseModelError(
             f"{path}: its UNet takes {channels} channels, expected 4. It looks like a model for inpainting "
             "or editing; use the text-to-image base that it was made from."
+        )
+
+
+def _require_known_noise(path: Path, scheduler: Mapping[str, Any]) -> None:
+    name = str(scheduler.get("_class_name", ""))
+    if name.startswith("EDM") or "sigma_data" in scheduler:
+        raise BaseModelError(
+            f"{path}: its scheduler is {name}, expected one with the noise levels of Stable Diffusion. It looks "
+            "like Playground 2.5 or CosXL, which have the layers of SDXL but other noise levels, and are not "
+            f"supported. Use a base of {' or '.join(member.title for member in _LOADABLE)}."
         )
 
 

@@ -215,6 +215,8 @@ def test_folders_that_are_no_base(tmp_path: Path, shapes_folder: Path) -> None:
         ("model_index.json", {"_class_name": "PixArtAlphaPipeline"}, "is a PixArtAlphaPipeline"),
         ("unet/config.json", {"in_channels": 9}, "takes 9 channels"),
         ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "predicts 'sample'"),
+        ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, "Playground"),
+        ("scheduler/scheduler_config.json", {"sigma_data": 0.5}, "CosXL"),
     ],
 )
 def test_folders_of_other_models(
