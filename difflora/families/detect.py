@@ -231,9 +231,9 @@ def _require_known_noise(path: Path, scheduler: Mapping[str, Any]) -> None:
     name = str(scheduler.get("_class_name", ""))
     if name.startswith("EDM") or "sigma_data" in scheduler:
         raise BaseModelError(
-            f"{path}: its scheduler is {name}, expected one with the noise levels of Stable Diffusion. It looks "
-            "like Playground 2.5 or CosXL, which have the layers of SDXL but other noise levels, and are not "
-            f"supported. Use a base of {' or '.join(member.title for member in _LOADABLE)}."
+            f"{path}: its scheduler is {name}, expected one with the noise levels of Stable Diffusion. It "
+            "looks like Playground 2.5 or CosXL, which have the layers of SDXL but other noise levels, and "
+            f"are not supported. Use a base of {' or '.join(member.title for member in _LOADABLE)}."
         )
 
 
