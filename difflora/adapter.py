@@ -22,7 +22,8 @@ class AdapterMeta:
 
     `training` holds facts under the names used in files (`ss_learning_rate`, `modelspec.title` ...); values
     are strings. `file_hash` is the sha256 of the tensor data of the file it was read from (Civitai's AutoV3,
-    untruncated).
+    untruncated); `scales` is a digest of how strongly modules act where that file says so in its metadata or
+    configuration, "" if nothing but tensors says so or it is fully.
     """
 
     name: str = "adapter"
@@ -31,6 +32,7 @@ class AdapterMeta:
     trigger: str = ""
     training: Mapping[str, str] = field(default_factory=dict)
     file_hash: str = ""
+    scales: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +63,10 @@ class Adapter:
     def data_hash(self) -> str:
         """What this adapter is known by: 64 hex digits.
 
-        The sha256 of the file's tensor data (AutoV3) if it was read from a file, else of the same content in
-        memory.
+        That of its file if it was read from one (see `identity`), else `content_hash`.
         """
-        return self.meta.file_hash or self.content_hash
+        known = self.meta.file_hash
+        return identity(known, self.meta.scales) if known else self.content_hash
 
     @cached_property
     def content_hash(self) -> str:
@@ -83,6 +85,15 @@ class Adapter:
         for word in sorted(self.tokens):
             for component, vectors in sorted(self.tokens[word].items()):
                 yield f"token {word} {component}", vectors
+
+
+def identity(file_hash: str, scales: str) -> str:
+    """What the adapter of a file is known by; see AdapterMeta for the two.
+
+    The sha256 of the tensor data (AutoV3) itself, unless the same tensors act at another strength in another
+    file: then the sha256 of both.
+    """
+    return hashlib.sha256(f"{file_hash} {scales}".encode()).hexdigest() if scales else file_hash
 
 
 def same(a: Adapter, b: Adapter) -> bool:

@@ -20,7 +20,8 @@ difflora convert style.safetensors --format diffusers --output style_diffusers.s
 
 difflora convert old.pt --output old.safetensors
 
-A pickle (.pt, .ckpt, .bin) is unpacked in a process of its own that can make nothing but tensors."""
+A pickle (.pt, .ckpt, .bin) is unpacked in a process of its own that can make nothing but tensors. That of a
+PEFT folder, adapter_model.bin, is taken with the configuration beside it."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,10 @@ class Flags:
     """What is converted, and into what."""
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
-    """An adapter file of any format, a PEFT folder, or a pickle."""
+    """An adapter file of any format, a PEFT or diffusers folder, or a pickle."""
     output: Path | None = None
-    """The file to write; for --format peft the folder. Default for a pickle: beside it, as .safetensors."""
+    """The file to write; for --format peft the folder. Default for a pickle, and for a PEFT folder of such:
+    beside it, as .safetensors."""
     format: Literal["kohya", "diffusers", "peft"] = "kohya"
     """How it is written."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
@@ -49,20 +51,16 @@ def run(words: Sequence[str]) -> int:
     """Converts; returns the exit code."""
     flags = parse(Flags, words, verb="convert", about=ABOUT)
     from difflora.formats import read
-    from difflora.formats.pickles import convert_pickle, is_pickle
+    from difflora.formats.pickles import readable
 
     target = flags.output or _beside(flags.source)
     require_free(target, overwrite=flags.overwrite)
     if not flags.source.exists():
         raise ConfigError(f"there is no file or folder {flags.source}")
     free_target(target, overwrite=flags.overwrite)
-    left_out: tuple[str, ...] = ()
     with tempfile.TemporaryDirectory(prefix=".convert-", dir=target.parent) as folder:
-        source = flags.source
-        if source.is_file() and is_pickle(source):
-            source = Path(folder) / f"{flags.source.stem}.safetensors"
-            left_out = tuple(convert_pickle(flags.source, source).left_out)
-        adapter = read(source, family=flags.family)
+        source = readable(flags.source, Path(folder))
+        adapter = read(source.path, family=flags.family)
     written, document = save(
         adapter, target, layout=flags.format, dtype=flags.dtype, overwrite=flags.overwrite
     )
@@ -73,7 +71,7 @@ def run(words: Sequence[str]) -> int:
         "modules": len(adapter.modules),
         "kinds": kinds,
         "words": sorted(adapter.tokens),
-        "left_out": list(left_out),
+        "left_out": list(source.left_out),
     }
     if flags.json:
         print_json(document | facts)
@@ -86,6 +84,11 @@ def run(words: Sequence[str]) -> int:
 
 
 def _beside(source: Path) -> Path:
+    from difflora.formats.pickles import peft_of
+
+    if (whole := peft_of(source)) is not None:
+        folder = whole.resolve()
+        return folder.with_name(f"{folder.name}.safetensors")
     if source.suffix == ".safetensors" or source.is_dir():
         raise usage_error("convert", "needed: --output FILE")
     return source.with_suffix(".safetensors")

@@ -78,7 +78,7 @@ class AdapterOptions(BaseModel):
         "where that differs. Also NAME[:weight[:text]] of the folder.",
     )
     mode: Literal["auto", "merged", "live"] = Field(
-        "auto", description="merged: into the weights, exact and fast; live: beside them (bf16, quantised)."
+        "auto", description="merged: into the weights, exact and fast; live: beside them (bf16)."
     )
 
     @property
@@ -118,20 +118,19 @@ def split_adapter(words: str) -> AdapterWords:
 def _entry(words: str, library: Library | None) -> tuple[Adapter, Weight]:
     from difflora.adapter import Weight
     from difflora.formats import read
-    from difflora.formats.peft import folders_of
+    from difflora.formats.sources import is_there
 
     given = split_adapter(words)
     dial = Weight(given.weight, given.text)
     path = Path(given.file).expanduser()
-    is_there = path.is_file() or bool(folders_of(path))
-    if library is not None and not is_there:
+    if is_there(path):
+        return read(path), dial
+    if library is not None:
         return library.get(given.file), dial
-    if not is_there:
-        raise ConfigError(
-            f"adapter {words}: there is no file {path}. Expected FILE[:weight[:text]]; for the name of an "
-            "adapter in a folder give --adapters FOLDER as well."
-        )
-    return read(path), dial
+    raise ConfigError(
+        f"adapter {words}: there is no adapter file or folder {path}. Expected FILE[:weight[:text]]; for the "
+        "name of an adapter in a folder give --adapters FOLDER as well."
+    )
 
 
 def build(model: type[Built], values: Mapping[str, Any]) -> Built:

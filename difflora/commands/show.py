@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,12 @@ from difflora.commands.flags import parse
 from difflora.commands.results import print_json
 from difflora.errors import BaseModelError
 
-ABOUT = """Says what something is, without loading any weights.
+ABOUT = """Says what something is.
 
-A base model (folder, checkpoint or Hub id): its family, and which layers each training target has.
-An adapter file: what it changes, its trigger and hashes; with --base-model whether it fits that base.
+A base model (folder, checkpoint or Hub id), without loading its weights: its family, and which layers each
+training target has.
+An adapter file or folder: what it changes, how strongly, its trigger and hashes; with --base-model, which is
+then loaded, whether it fits that base.
 An image drawn by difflora or A1111: how it was made."""
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
@@ -28,7 +31,7 @@ class Flags:
     """What is shown."""
 
     target: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TARGET")]
-    """A base model (folder, .safetensors, Hub id), an adapter file or an image."""
+    """A base model (folder, .safetensors, Hub id), an adapter file or folder, or an image."""
     targets: str | None = None
     """Of a base: list the layers that these targets select (attn, attn+ff, all-linear, all, or patterns)."""
     rank: int = 16
@@ -51,16 +54,16 @@ def run(words: Sequence[str]) -> int:
         from difflora.commands.show_image import image_document, image_lines
 
         return print_json(image_document(path)) if flags.json else _print(image_lines(path))
-    from difflora.formats.peft import folders_of
+    from difflora.formats.sources import is_there
 
-    is_file = path.is_file() and path.suffix.lower() == ".safetensors"
-    if is_file or folders_of(path):
+    if is_there(path) and (path.is_dir() or path.suffix.lower() == ".safetensors"):
         return _file(flags, path)
     return _model(flags)
 
 
 def _model(flags: Flags) -> int:
-    from difflora.commands.show_model import model_document, outline
+    from difflora.commands.show_model import model_document
+    from difflora.families.outline import outline
 
     return print_json(model_document(outline(flags.target))) if flags.json else _print(_model_lines(flags))
 
@@ -87,7 +90,8 @@ def _file(flags: Flags, path: Path) -> int:
 
 
 def _model_lines(flags: Flags) -> list[str]:
-    from difflora.commands.show_model import layer_lines, model_lines, outline
+    from difflora.commands.show_model import layer_lines, model_lines
+    from difflora.families.outline import outline
 
     model = outline(flags.target)
     if flags.targets is not None:
@@ -98,5 +102,13 @@ def _model_lines(flags: Flags) -> list[str]:
 def _print(lines: Sequence[str], *, code: int = 0) -> int:
     console = make_console()
     for line in lines:
-        console.print(line)
+        console.print(harmless(line))
     return code
+
+
+def harmless(text: str) -> str:
+    """Text out of files without characters that a terminal would obey; line breaks and tabs stay."""
+    return "".join(
+        "\ufffd" if unicodedata.category(letter) == "Cc" and letter not in "\n\t" else letter
+        for letter in text
+    )

@@ -5,10 +5,9 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from difflora.adapter import Adapter
+from difflora.adapter import Adapter, identity
 from difflora.errors import listing, span
 from difflora.families import family as family_named
 from difflora.formats import FileReport, hashes, read
@@ -44,7 +43,7 @@ def adapter_lines(report: FileReport, *, with_metadata: bool) -> list[str]:
         "stored as": ", ".join(report.dtypes),
         "trigger": report.trigger,
         "training": _training(report.metadata),
-        **_hashes(report.path),
+        **_hashes(report),
     }
     lines = [f"{report.path.name}: adapter {report.name!r}, {report.size / 2**20:.1f} MiB"]
     lines += [f"  {name:12}{value}" for name, value in facts.items() if value]
@@ -99,7 +98,7 @@ def adapter_document(report: FileReport, *, base: str | None) -> dict[str, Any]:
         "norms_by_block": profiled.norms_by_block,
         "effective_ranks": {path: module.effective_rank for path, module in profiled.modules.items()},
         "data_hash": adapter.data_hash,
-        "autov3": adapter.data_hash[:12],
+        "autov3": adapter.meta.file_hash[:12],
         "sha256": "" if report.path.is_dir() else hashes(report.path).sha256,
     }
 
@@ -157,7 +156,7 @@ def _strength(adapter: Adapter) -> dict[str, str]:
 
 def fit_lines(adapter: Adapter, base: str) -> list[str]:
     """Whether the adapter fits a base. Raises FitError naming every module that does not."""
-    from difflora.commands.show_model import outline
+    from difflora.families.outline import outline
     from difflora.fit import fits
 
     model = outline(base)
@@ -171,11 +170,13 @@ def _training(metadata: Mapping[str, str]) -> str:
     return ", ".join(f"{words} {value}" for words, value in known if value != "None")
 
 
-def _hashes(path: Path) -> dict[str, str]:
-    if path.is_dir():  # a PEFT folder, which may hold several files
+def _hashes(report: FileReport) -> dict[str, str]:
+    if report.path.is_dir():  # a PEFT folder, which may hold several files
         return {}
-    found = hashes(path)
+    found = hashes(report.path)
+    own = {"known by": f"{identity(found.data_hash, report.scales)} (data hash, and scales of the metadata)"}
     return {
         "data hash": f"{found.data_hash} (AutoV3 {found.autov3})",
         "file hash": f"{found.sha256} (AutoV2 {found.autov2})",
+        **(own if report.scales else {}),
     }

@@ -6,20 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from difflora.errors import RecipeError
-from difflora.recipe import Recipe, Request, read_parameters, read_recipe
+from difflora.recipe import Parameters, Recipe, Request, read_parameters, read_recipe
 
 
 def image_document(path: Path) -> dict[str, Any]:
-    """The same as plain values: difflora's own recipe, or the request that A1111's parameters make."""
+    """The same as plain values: difflora's own recipe, or the request that A1111's parameters make, with the
+    reason why a recipe that is there cannot be read."""
     try:
         return {"recipe": read_recipe(path).model_dump(mode="json")}
     except RecipeError as error:
-        try:
-            found = read_parameters(path)
-        except RecipeError:
-            raise error from None
+        found, problem = _parameters(path, error), _problem(error)
     tags = [str(tag) for tag in found.tags]
-    return {"request": found.request.model_dump(mode="json"), "adapters": tags, "unused": dict(found.unused)}
+    document = {
+        "request": found.request.model_dump(mode="json"),
+        "adapters": tags,
+        "unused": dict(found.unused),
+    }
+    return document | ({"recipe_problem": problem} if problem else {})
 
 
 def image_lines(path: Path) -> list[str]:
@@ -27,7 +30,23 @@ def image_lines(path: Path) -> list[str]:
     try:
         return _recipe_lines(path, read_recipe(path))
     except RecipeError as error:
-        return _foreign_lines(path, error)
+        found, problem = _parameters(path, error), _problem(error)
+    note = [f"its recipe of difflora cannot be read: {problem}"] if problem else []
+    return [*note, *_foreign_lines(path, found)]
+
+
+def _parameters(path: Path, error: RecipeError) -> Parameters:
+    """A1111's parameters. Raises `error` if there are none either, or why they cannot be read if they are all
+    there is."""
+    try:
+        return read_parameters(path)
+    except RecipeError as foreign:
+        raise (foreign if _problem(foreign) and not _problem(error) else error) from None
+
+
+def _problem(error: RecipeError) -> str:
+    """Why a text of an image cannot be read; "" where it is not there, behind which is no other error."""
+    return str(error) if isinstance(error.__cause__, RecipeError) else ""
 
 
 def _recipe_lines(path: Path, recipe: Recipe) -> list[str]:
@@ -49,11 +68,7 @@ def _recipe_lines(path: Path, recipe: Recipe) -> list[str]:
     return lines
 
 
-def _foreign_lines(path: Path, error: RecipeError) -> list[str]:
-    try:
-        found = read_parameters(path)
-    except RecipeError:
-        raise error from None
+def _foreign_lines(path: Path, found: Parameters) -> list[str]:
     lines = [f"{path.name}: A1111 parameters", *_request_lines(found.request, seed=found.request.seed)]
     lines += [f"  adapter           {tag}" for tag in found.tags]
     return lines + [f"  not used          {name} = {value}" for name, value in found.unused.items()]

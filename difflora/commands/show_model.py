@@ -7,44 +7,16 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
 
 from difflora.errors import ConfigError
-from difflora.families import Model, identify
-from difflora.families import family as family_named
-from difflora.families.family import variant_folder
-from difflora.families.hub import download_configs
-from difflora.families.places import Folder, HubId, locate
-from difflora.families.skeleton import skeleton
+from difflora.families import Model
 from difflora.inject import TARGETS, NetworkOptions, targets
 
 # What stands before a layer's name inside its block.
 _BLOCK = re.compile(r".*\.(?:transformer_blocks|layers|attentions|resnets)\.\d+\.")
-
-
-def outline(base: str) -> Model:
-    """The model without its weights, on the meta device; of a Hub id only configs are fetched.
-
-    Raises BaseModelError if `base` is no base model.
-    """
-    facts = identify(base)
-    family = family_named(facts.family)
-    place = locate(base)
-    if isinstance(place, HubId):
-        configs: Path = download_configs(place.id)
-    elif isinstance(place, Folder):
-        configs = place.path
-    else:
-        configs = variant_folder(facts.variant, facts.prediction_type)
-    parts = {part.name: skeleton(configs / part.name) for part in family.components}
-    # A Model asks its pipeline for a noise schedule as well; this outline has no use for one.
-    pipeline = SimpleNamespace(scheduler=DDIMScheduler(), **parts)
-    return Model(pipeline, family, facts=facts, source=base, device=torch.device("meta"))
 
 
 def model_document(model: Model) -> dict[str, Any]:

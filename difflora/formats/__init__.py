@@ -40,7 +40,8 @@ def read(path: str | os.PathLike[str], *, family: str | None = None) -> Adapter:
     (textual inversion) is an adapter without modules.
 
     The family of base models is found from the tensor names, then shapes, then metadata; `family` overrides
-    it. `meta.name` is for display only; `meta.file_hash` is the sha256 of the tensor data.
+    it. `meta.name` is for display only; `meta.file_hash` is the sha256 of the tensor data, by which the
+    adapter is known, with the scales if these are not in the tensors.
 
     Raises AdapterFileError naming everything that is wrong: tensors that are unknown, incomplete,
     contradictory or not finite, changes that no kind describes, modules that the family does not have.
@@ -67,10 +68,12 @@ def write(
     LoRA, DoRA and their biases, "peft", which is a folder, replaced weights as well. `dtype` is what factors
     are stored as ("float32", "float16", "bfloat16"); None keeps theirs, and WrittenFile.rounding says what
     another loses. alpha = scale · rank is stored in float32. What is read back has the same factors bit for
-    bit, and the same scale if alpha is a float32 number, else to 1 part in 10^7.
+    bit, and the same scale if alpha is a float32 number, else to 1 part in 10^7; but in kohya files for UNets
+    LoRAs whose alphas diffusers would mistake have one alpha and other factors, of which ΔW is the same to
+    the rounding of their dtype.
 
-    Raises AdapterFileError if the format cannot hold the adapter, a value is not finite, or the disk
-    refuses; a file that was there before is then untouched. ConfigError if there is no such format or
-    dtype.
+    Raises AdapterFileError if the format cannot hold the adapter, a value is not finite, the tensors are more
+    than `read` takes, or the disk refuses; what was there before is then untouched. ConfigError if there is
+    no such format or dtype.
     """
     return write_file(adapter, path, format_of(format, FORMATS), dtype=dtype_of(dtype))

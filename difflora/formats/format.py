@@ -7,11 +7,11 @@ says which factor it is; the leaves are kohya's and LyCORIS's own spellings ("lo
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, dtype
 
 from difflora.adapter import Adapter
 from difflora.errors import AdapterFileError, listing
@@ -49,10 +49,15 @@ def parts_in(of: Mapping[str, Part | None]) -> Parts:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """An adapter in the words of one format. `metadata` holds only what the format itself needs."""
+    """An adapter in the words of one format. `metadata` holds only what the format itself needs.
+
+    `stored` maps tensors that were computed in float32 to what they are stored as where no dtype is asked
+    for: that of the factors they were made of.
+    """
 
     tensors: Mapping[str, Tensor]
     metadata: Metadata
+    stored: Mapping[str, dtype] = field(default_factory=dict)
 
 
 class Format(ABC):

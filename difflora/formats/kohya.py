@@ -5,8 +5,8 @@
                                               lora_unet_mid_block_attentions_0_proj_in.alpha
 
 It holds every kind, and words with vectors of their own. diffusers (0.42) has limits with these files: it
-reads LoRA only, attention modules whose alpha is not that of most are given that one, and a text encoder is
-read only if an `out_proj` is among its modules. Its own format has neither of the last two.
+reads LoRA and DoRA only, without biases, and a text encoder only if an `out_proj` is among its modules. Its
+own format has neither of the last two. Nor does it find every alpha: see `difflora.formats.alphas`.
 """
 
 from collections.abc import Collection, Mapping
@@ -19,8 +19,10 @@ from difflora.errors import AdapterError
 from difflora.families import Family
 from difflora.families.fused import kohya_modules
 from difflora.formats import embeddings
+from difflora.formats.alphas import with_alphas_found
 from difflora.formats.format import Encoded, Format, Metadata, Part, refusal
 from difflora.formats.leaves import leaves_of
+from difflora.formats.network import network_facts
 from difflora.formats.suffixes import flattened
 from difflora.kinds import Kind
 
@@ -46,10 +48,20 @@ class Kohya(Format):
 
     @classmethod
     def encode(cls, adapter: Adapter, family: Family) -> Encoded:
-        """Every leaf as it is, and alpha as a float32 number."""
+        """Every leaf as it is, and alpha as a float32 number; see `difflora.formats.alphas` for UNets."""
         _checked(adapter, adapter.modules)  # first, as only sound modules can be put together
-        tensors = _checked(adapter, _modules(adapter, family))
-        return Encoded(tensors | embeddings.leaves(adapter.tokens, family), {})
+        tensors = _checked(adapter, _modules(adapter.modules, family))
+        words = embeddings.leaves(adapter.tokens, family)
+        found = with_alphas_found(adapter.modules) if _is_of_unets(family) else adapter.modules
+        if found is adapter.modules:
+            return Encoded(tensors | words, {})
+        changed = _checked(adapter, _modules(found, family))
+        stored = {
+            name: tensors[name].dtype
+            for name, tensor in changed.items()
+            if tensor.dtype != tensors[name].dtype
+        }
+        return Encoded(changed | words, network_facts(found), stored)
 
 
 def _checked(adapter: Adapter, modules: Mapping[str, tuple[Kind, ...]]) -> dict[str, Tensor]:
@@ -66,8 +78,12 @@ def _checked(adapter: Adapter, modules: Mapping[str, tuple[Kind, ...]]) -> dict[
     return tensors
 
 
-def _modules(adapter: Adapter, family: Family) -> dict[str, tuple[Kind, ...]]:
+def _is_of_unets(family: Family) -> bool:
+    return any(component.name == "unet" for component in family.components)
+
+
+def _modules(modules: Mapping[str, tuple[Kind, ...]], family: Family) -> dict[str, tuple[Kind, ...]]:
     """The kinds of each module of the file, under its flattened name."""
-    if all(family.kohya_group(path)[1][0].is_whole for path in adapter.modules):
-        return {family.kohya_name(path): kinds for path, kinds in adapter.modules.items()}
-    return kohya_modules(family, adapter.modules)
+    if all(family.kohya_group(path)[1][0].is_whole for path in modules):
+        return {family.kohya_name(path): kinds for path, kinds in modules.items()}
+    return kohya_modules(family, modules)

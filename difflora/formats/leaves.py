@@ -15,9 +15,10 @@ FACTOR_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_ALPHA = 1e8
 """How large an alpha or a scale may be, in a tensor or in a configuration, read or written."""
 DORA, MAGNITUDE = "dora_scale", "magnitude"
+UP_BIAS = "lora_up.bias"
 
 LEAVES = frozenset(
-    {DOWN, UP, "lora_mid.weight", ALPHA, DORA, MAGNITUDE, "lora_up.bias", "scale", "bias"}
+    {DOWN, UP, "lora_mid.weight", ALPHA, DORA, MAGNITUDE, UP_BIAS, "scale", "bias"}
     | {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"}
     | {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"}
     | {"a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight", "weight", "on_input"}
@@ -117,7 +118,7 @@ def leaves_of(kinds: Sequence[Kind]) -> dict[str, Tensor]:
     names = ", ".join(kind.name for kind in kinds)
     found: dict[str, Tensor] = {}
     for kind in kinds:
-        for leaf, tensor in kind.to_leaves().items():
+        for leaf, tensor in _in_file(kind).items():
             if leaf == ALPHA and "scale" in kind.tensors():  # otherwise alpha is no scale, as in OFT
                 _number(ALPHA, tensor)
             if leaf in found and not (leaf == ALPHA and torch.equal(found[leaf], tensor)):
@@ -125,17 +126,31 @@ def leaves_of(kinds: Sequence[Kind]) -> dict[str, Tensor]:
             found[leaf] = tensor
     if not found:
         raise AdapterError("holds nothing")
-    if len(kinds) > 1 and _read_back(found) != _told_apart(kind.name for kind in kinds):
+    if len(kinds) > 1 and _read_back(found) != _told_apart((kind.name for kind in kinds), found):
         raise AdapterError(f"holds {names}, which could not be told apart in a file")
     return found
 
 
+def _in_file(kind: Kind) -> dict[str, Tensor]:
+    """The leaves of a kind; the bias of a LoRA as a difference of the layer's, in float32.
+
+    ComfyUI drops PEFT's bias of the up factor without a word, and reads a difference beside any kind.
+    """
+    leaves = dict(kind.to_leaves())
+    if UP_BIAS in leaves and (bias := kind.bias_delta()) is not None:
+        del leaves[UP_BIAS]
+        leaves["diff_b"] = bias
+    return leaves
+
+
 def rank_of(leaves: Mapping[str, Tensor]) -> int | None:
     """The number by which a file states the size of a low-rank kind; None for the others."""
-    for leaf, axis in _RANK_AXES.items():
-        if leaf in leaves:
-            return leaves[leaf].shape[axis]
-    return None
+    return rank_in({leaf: tuple(tensor.shape) for leaf, tensor in leaves.items()})
+
+
+def rank_in(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """`rank_of` for the shapes of leaves; None as well for those that have no first dimension."""
+    return next((shapes[leaf][0] for leaf in _RANK_LEAVES if shapes.get(leaf)), None)
 
 
 def width_of(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
@@ -150,7 +165,7 @@ def width_of(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
     return None
 
 
-_RANK_AXES = {DOWN: 0, "hada_w1_b": 0, "lokr_w2_b": 0, "lokr_w1_b": 0, "b2.weight": 0, "oft_blocks": 0}
+_RANK_LEAVES = (DOWN, "hada_w1_b", "lokr_w2_b", "lokr_w1_b", "b2.weight", "oft_blocks")
 
 
 def _scale(leaves: dict[str, Tensor], configured: ScaleOf) -> ScaleOf:
@@ -195,10 +210,11 @@ def _read_back(leaves: Mapping[str, Tensor]) -> list[str]:
     return sorted(names)
 
 
-def _told_apart(names: Iterable[str]) -> list[str]:
-    """The names that a reader finds for these: a bias beside a full difference is part of it."""
-    found = sorted(names)
-    return [name for name in found if name != "bias" or "full" not in found]
+def _told_apart(names: Iterable[str], leaves: Mapping[str, Tensor]) -> list[str]:
+    """The names that a reader finds for these kinds: a difference of the bias is one of its own, or part of a
+    full difference."""
+    found = [name for name in names if name != "bias"]
+    return sorted(found + ["bias"] * ("diff_b" in leaves and "full" not in found))
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -65,7 +65,9 @@ _BASES: Mapping[str, Base] = {
 _STATED = {"sd3": "stable-diffusion-3", "flux": "flux-1-"}
 
 
-def meta_of(metadata: Metadata, *, stem: str, family: str, data_hash: str) -> AdapterMeta:
+def meta_of(
+    metadata: Metadata, *, stem: str, family: str, data_hash: str = "", scales: str = ""
+) -> AdapterMeta:
     """What a file's metadata says about an adapter; `stem` is its name where the metadata has none."""
     title = metadata.get("modelspec.title") or metadata.get("ss_output_name") or stem
     return AdapterMeta(
@@ -75,6 +77,7 @@ def meta_of(metadata: Metadata, *, stem: str, family: str, data_hash: str) -> Ad
         trigger=_label(metadata.get("modelspec.trigger_phrase", "")),
         training=dict(metadata),
         file_hash=data_hash,
+        scales=scales,
     )
 
 

@@ -26,7 +26,7 @@ from difflora.formats.peft_modules import encoded_modules
 from difflora.formats.suffixes import dotted
 from difflora.kinds import Kind, LoKr, ScaleOf
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 MAX_CONFIG = 4 << 20
 
 _LEVEL = "base_model.model."
@@ -61,9 +61,12 @@ def folders_of(path: Path) -> tuple[PeftFolder, ...]:
     """
     if path.name == TENSORS:
         path = path.parent
-    if (path / CONFIG).is_file():
-        return (_folder(path, ""),)
-    return tuple(_folder(child, child.name) for child in _inside(path))
+    return tuple(_folder(one, "" if one == path else one.name) for one in configured(path))
+
+
+def configured(path: Path) -> list[Path]:
+    """The folders with a configuration that `path` is or holds, sorted, whatever their tensors are in."""
+    return [path] if (path / CONFIG).is_file() else _inside(path)
 
 
 def _inside(path: Path) -> list[Path]:
@@ -85,10 +88,11 @@ def strangers(target: Path, components: Collection[str]) -> list[str]:
 
 
 def _folder(path: Path, component: str) -> PeftFolder:
-    if not (path / TENSORS).exists() and (path / "adapter_model.bin").exists():
+    if not (path / TENSORS).exists() and (path / PICKLE).exists():
         raise AdapterFileError(
-            f"{path}: its tensors are a Python pickle, adapter_model.bin, which is not opened. Expected "
-            f'{TENSORS}; to make it, run: difflora convert "{path / "adapter_model.bin"}"'
+            f"{path}: its tensors are a Python pickle, {PICKLE}, which is not opened. Expected {TENSORS}; to "
+            "take them out, in a process of its own, into one file beside the folder, run: difflora convert "
+            f'"{path / PICKLE}"'
         )
     config = _config(path / CONFIG)
     mapping = config.get("auto_mapping")

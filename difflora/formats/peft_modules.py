@@ -1,7 +1,7 @@
 """What PEFT and diffusers can hold of an adapter: LoRA, DoRA on output rows, their biases, whole weights."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from difflora.adapter import Adapter
 from difflora.errors import AdapterError
 from difflora.formats.format import ALPHA, refusal
 from difflora.formats.leaves import bounded
-from difflora.kinds import DoRA, Kind, LoRA, Replace
+from difflora.kinds import Bias, DoRA, Kind, LoRA, Replace
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,6 +51,7 @@ def encoded_modules(adapter: Adapter, title: str, *, whole: bool = False) -> dic
 
 def _module(kinds: Sequence[Kind], *, whole: bool) -> PeftModule:
     names = ", ".join(kind.name for kind in kinds) or "nothing"
+    kinds = _with_bias_inside(kinds)
     if len(kinds) != 1:
         raise AdapterError(f"holds {names}, expected one lora or dora")
     (kind,) = kinds
@@ -74,6 +75,18 @@ def _module(kinds: Sequence[Kind], *, whole: bool) -> PeftModule:
         shape = (1, -1, 1, 1) if inner.down.ndim == 4 else (-1,)
         factors["lora_magnitude_vector"] = kind.magnitude.reshape(shape)
     return PeftModule(bounded(ALPHA, inner.scale * inner.rank), factors, {})
+
+
+def _with_bias_inside(kinds: Sequence[Kind]) -> Sequence[Kind]:
+    """A LoRA or DoRA with the difference of the bias beside it as its own, in float32, as PEFT has it."""
+    if len(kinds) != 2:
+        return kinds
+    kind, bias = kinds
+    inner = kind.inner if isinstance(kind, DoRA) else kind
+    if not isinstance(bias, Bias) or not isinstance(inner, LoRA) or inner.bias is not None or not inner.scale:
+        return kinds
+    whole = replace(inner, bias=bias.bias.float() / inner.scale)
+    return (replace(kind, inner=whole) if isinstance(kind, DoRA) else whole,)
 
 
 def _uneven(modules: Mapping[str, PeftModule]) -> list[str]:

@@ -8,6 +8,7 @@ checked like any other, and its report.
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from difflora.errors import AdapterFileError
+from difflora.formats.peft import CONFIG, PICKLE, TENSORS, configured
 from difflora.formats.safe import PICKLE_SUFFIXES, begins_as_pickle, clip, open_any, read_header
 
 MAX_PICKLE = 16 << 30
@@ -81,6 +83,39 @@ def convert_pickle(source: str | os.PathLike[str], target: str | os.PathLike[str
             f"{goal}: cannot be written: {error.strerror}. What was there before is unchanged"
         ) from error
     return Converted(goal, report.tensors, report.left_out)
+
+
+def readable(source: Path, folder: Path) -> Converted:
+    """`source` itself, or, where it is a pickle or a PEFT folder of pickles, a copy in `folder` without any.
+
+    The pickle of a PEFT folder stands for the folder, whose configuration says how strongly its tensors act.
+    Raises AdapterFileError as `convert_pickle` does.
+    """
+    whole = peft_of(source)
+    if whole is None:
+        if not source.is_file() or not is_pickle(source):
+            return Converted(source, 0, ())
+        return convert_pickle(source, folder / f"{source.stem}.safetensors")
+    copy = folder / whole.resolve().name
+    made: list[Converted] = []
+    for one in configured(whole):
+        target = copy / one.relative_to(whole)
+        target.mkdir(parents=True)
+        shutil.copyfile(one / CONFIG, target / CONFIG)
+        if source.name == PICKLE or not (one / TENSORS).exists():
+            made.append(convert_pickle(one / PICKLE, target / TENSORS))
+        else:
+            shutil.copyfile(one / TENSORS, target / TENSORS)
+    names = tuple(name for part in made for name in part.left_out)
+    return Converted(copy, sum(part.tensors for part in made), names)
+
+
+def peft_of(source: Path) -> Path | None:
+    """The PEFT folder of pickles that `source` is, or is the pickle of; None if it is something else."""
+    if source.name == PICKLE and (source.parent / CONFIG).is_file():
+        return source.parent
+    pickled = (one for one in configured(source) if (one / PICKLE).is_file() and not (one / TENSORS).exists())
+    return source if any(pickled) else None
 
 
 @dataclass(frozen=True, slots=True)

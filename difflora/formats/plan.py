@@ -4,6 +4,7 @@ What depends on the names alone is found once for all files that have them, as m
 of a few.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,8 +15,8 @@ from difflora.families import family as family_named
 from difflora.families.spellings import Slices
 from difflora.formats import embeddings
 from difflora.formats.detect import detect, stranger, those_that_know_most
-from difflora.formats.format import Format, Metadata, Parts, Scale
-from difflora.formats.leaves import width_of
+from difflora.formats.format import ALPHA, Format, Metadata, Parts, Scale
+from difflora.formats.leaves import rank_in, width_of
 from difflora.formats.safe import clip
 from difflora.formats.sources import Source
 
@@ -50,6 +51,19 @@ class Plan:
     words: Sequence[str]
     scale: Scale
     problems: Mapping[str, str]
+
+    def scales(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
+        """A digest of the scales of modules for which the tensors hold none, "" if these are all 1.
+
+        `shapes` are those of all tensors, by name.
+        """
+        lines = []
+        for group in self.groups:
+            if not group.leaves.keys() & {ALPHA, "scale"}:
+                rank = rank_in({leaf: shapes[name] for leaf, name in group.leaves.items()})
+                if (scale := self.scale(group.module, rank or 0)) != 1.0:
+                    lines.append(f"{group.module} {scale!r}\n")
+        return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else ""
 
 
 def plan_of(source: Source, formats: Sequence[type[Format]], family: Family | None) -> Plan:

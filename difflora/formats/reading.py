@@ -35,8 +35,8 @@ class FileReport:
     """What a file holds, from its header alone: a cheap look that raises nothing.
 
     `matched` are the paths of modules that can be read; `unmatched` maps tensors and modules that cannot to
-    the reason. `format` and `family` are "" where they are not known. `problem` is why the file cannot be
-    read at all.
+    the reason. `format` and `family` are "" where they are not known. `scales` is that of AdapterMeta.
+    `problem` is why the file cannot be read at all.
     """
 
     path: Path
@@ -52,6 +52,7 @@ class FileReport:
     words: tuple[str, ...] = ()
     unmatched: Mapping[str, str] = field(default_factory=dict)
     metadata: Metadata = field(default_factory=dict)
+    scales: str = ""
     problem: str = ""
 
     @property
@@ -86,17 +87,25 @@ def read_file(
     with opened(path) as source:
         plan = plan_of(source, formats, family)
         file = source.load()
-    built = _built(plan, partial(_made, plan, file.tensors))
-    words = _words(plan, file.tensors, source.where.stem)
+    tensors, data_hash = dict(file.tensors), file.data_hash
+    del file  # so that what is cut into several modules is not held twice
+    words = _words(plan, tensors, source.where.stem)
     numbers = {
         group.leaves[leaf] for group in plan.groups for leaf in (ALPHA, "scale") if leaf in group.leaves
     }
-    finite = not_finite({name: tensor for name, tensor in file.tensors.items() if name not in numbers})
+    finite = not_finite({name: tensor for name, tensor in tensors.items() if name not in numbers})
+    built = _built(plan, partial(_made, plan, tensors))
     problems = {**plan.problems, **built.problems, **words.problems}
     lines = [f"{name}: {reason}" for name, reason in problems.items()] + finite
     if lines:
         raise AdapterFileError(_refusal(source, lines, plan))
-    meta = meta_of(source.metadata, stem=source.where.stem, family=plan.family.name, data_hash=file.data_hash)
+    meta = meta_of(
+        source.metadata,
+        stem=source.where.stem,
+        family=plan.family.name,
+        data_hash=data_hash,
+        scales=plan.scales(source.shapes),
+    )
     return Adapter(built.modules, meta, words.tokens)
 
 
@@ -113,7 +122,7 @@ def inspect_file(path: str | os.PathLike[str], formats: Sequence[type[Format]]) 
     stem = source.where.stem
     built = _built(plan, partial(_outlined, plan, source.forms))
     words = _words(plan, {name: blank(source.forms[name]) for name in plan.words}, stem)
-    meta = meta_of(source.metadata, stem=stem, family=plan.family.name, data_hash="")
+    meta = meta_of(source.metadata, stem=stem, family=plan.family.name)
     return replace(
         report,
         format=plan.layout.name if plan.layout else EMBEDDING,
@@ -124,6 +133,7 @@ def inspect_file(path: str | os.PathLike[str], formats: Sequence[type[Format]]) 
         ranks=built.ranks,
         words=tuple(words.tokens),
         unmatched={**plan.problems, **built.problems, **words.problems},
+        scales=plan.scales(source.shapes),
     )
 
 
@@ -147,9 +157,10 @@ def _built(plan: Plan, make: Callable[[Group], Made[T]]) -> _Built[T]:
     return _Built(dict(sorted(modules.items())), tuple(sorted(ranks)), problems)
 
 
-def _made(plan: Plan, tensors: Mapping[str, Tensor], group: Group) -> Made[tuple[Kind, ...]]:
+def _made(plan: Plan, tensors: dict[str, Tensor], group: Group) -> Made[tuple[Kind, ...]]:
+    """The kinds of a module, whose tensors are taken out of `tensors`."""
     assert plan.layout is not None
-    leaves = {leaf: tensors[name] for leaf, name in group.leaves.items()}
+    leaves = {leaf: tensors.pop(name) for leaf, name in group.leaves.items()}
     return made(plan.layout, plan.family, group, leaves=leaves, scale=partial(plan.scale, group.module))
 
 

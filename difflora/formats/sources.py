@@ -14,7 +14,8 @@ from difflora.formats.peft import PeftFolder
 from difflora.formats.peft_config import METADATA_KEY
 from difflora.formats.safe import Form, Header, load_header, open_plain
 
-MAX_FILE = 4 << 30
+MAX_DATA = 16 << 30
+"""Bytes of tensors that a file may have, read or written. Differences of all of SDXL are 14 GB in float32."""
 
 _DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 
@@ -33,6 +34,11 @@ class Source:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Tensor name -> shape."""
         return {name: form.shape for name, form in self.forms.items()}
+
+
+def is_there(path: Path) -> bool:
+    """Whether `path` is a file, or a folder that `opened` takes. Raises AdapterFileError as that does."""
+    return path.is_file() or (path / _DIFFUSERS_FILE).is_file() or bool(peft.folders_of(path))
 
 
 @contextmanager
@@ -56,9 +62,9 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Source]:
 def _file(path: Path, stack: ExitStack) -> Source:
     file = stack.enter_context(open_plain(path))
     header = load_header(file, str(path))
-    if header.file_size > MAX_FILE:
+    if header.file_size - header.data_start > MAX_DATA:
         raise AdapterFileError(
-            f"{path}: {header.file_size >> 20} MiB, the limit for an adapter is {MAX_FILE >> 20} MiB. "
+            f"{path}: {header.file_size >> 20} MiB, the limit for an adapter is {MAX_DATA >> 20} MiB. "
             "A file of that size is a base model; it is loaded as one"
         )
     return _source(path, header, lambda: load_tensors(file, header, str(path)))

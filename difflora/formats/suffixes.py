@@ -3,15 +3,13 @@
 import re
 
 from difflora.formats.format import ALPHA, DOWN, UP, Part
-from difflora.formats.leaves import LEAVES, MAGNITUDE, REFUSED
-
-_BIAS = "lora_up.bias"
+from difflora.formats.leaves import LEAVES, MAGNITUDE, REFUSED, UP_BIAS
 
 # After a dotted name; the first that fits counts.
 _SUFFIXES = {
     ".lora_A.weight": DOWN,  # PEFT and diffusers
     ".lora_B.weight": UP,
-    ".lora_B.bias": _BIAS,
+    ".lora_B.bias": UP_BIAS,
     ".lora_magnitude_vector": MAGNITUDE,
     ".lora_down.weight": DOWN,  # OneTrainer
     ".lora_up.weight": UP,
@@ -48,7 +46,7 @@ def dotted(name: str) -> Part | None:
         if name.endswith(suffix) and len(name) > len(suffix):
             return Part(name[: -len(suffix)], leaf)
     if match := _NAMED.fullmatch(name):
-        return Part(match[1], _BIAS if match[3] == ".bias" else _NAMED_LEAVES[match[2]])
+        return Part(match[1], UP_BIAS if match[3] == ".bias" else _NAMED_LEAVES[match[2]])
     return None
 
 

@@ -16,21 +16,23 @@ from difflora.files import atomic_write
 from difflora.formats import peft
 from difflora.formats.container import WrittenBytes, not_finite, write_tensors
 from difflora.formats.detect import family_of_paths
+from difflora.formats.folders import replacing_folder
 from difflora.formats.format import Encoded, Format
 from difflora.formats.hashes import kohya_hashes
 from difflora.formats.leaves import FACTOR_DTYPES
 from difflora.formats.metadata import metadata_of
 from difflora.formats.network import widths
+from difflora.formats.sources import MAX_DATA
 
 
 @dataclass(frozen=True, slots=True)
 class WrittenFile:
     """A file that was written, or the folder of a format that is one.
 
-    `data_hash` is the sha256 of its tensor data, by which the adapter is known once it is read back;
-    `autov3` (12 digits) and `autov2` (10) are the forms in which Civitai and A1111 show hashes. `rounding`
-    is what storing the tensors in another dtype lost: the largest ‖stored − wanted‖ / ‖wanted‖ of any, 0 if
-    none was changed and 1 if one became zero.
+    `data_hash` is the sha256 of its tensor data: `meta.file_hash` of the adapter that is read back.
+    `autov3` (12 digits) and `autov2` (10) are the forms in which Civitai and A1111 show hashes; autov2 is ""
+    for several files. `rounding` is what storing the tensors in another dtype lost: the largest
+    ‖stored − wanted‖ / ‖wanted‖ of any, 0 if none was changed and 1 if one became zero.
     """
 
     path: Path
@@ -55,7 +57,7 @@ def write_file(
         raise AdapterFileError(f"adapter {adapter.meta.name!r} changes no module and brings no word")
     base = _family(adapter)
     encoded = layout.encode(adapter, base)
-    cast = _cast(encoded.tensors, dtype)
+    cast = _cast(encoded, dtype)
     if problems := not_finite(cast.tensors):
         raise AdapterFileError(
             f"{target}: not written: adapter {adapter.meta.name!r} has values that are not finite"
@@ -70,7 +72,7 @@ def write_file(
             written = _write_one(target, cast.tensors, {**metadata, **encoded.metadata})
     except OSError as error:
         raise AdapterFileError(
-            f"{target}: cannot be written: {error.strerror}. What was there before is unchanged"
+            f"{target}: cannot be written: {error.strerror or error}. What was there before is unchanged"
         ) from error
     return WrittenFile(
         target, written.data_hash, written.data_hash[:12], written.file_hash[:10], cast.rounding
@@ -78,6 +80,13 @@ def write_file(
 
 
 def _write_one(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> WrittenBytes:
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if size > MAX_DATA:
+        raise AdapterFileError(
+            f"{target}: not written: its tensors have {size >> 20} MiB, and no file of more than "
+            f"{MAX_DATA >> 20} MiB is read as an adapter. Store them in half the size (--dtype float16), or "
+            "extract or resize to a lower rank (--rank)"
+        )
     hashes = kohya_hashes(tensors, metadata)
     hashes["modelspec.hash_sha256"] = f"0x{hashes['sshs_model_hash']}"
     return write_tensors(target, tensors, {**metadata, **hashes})
@@ -92,12 +101,14 @@ def _write_folders(target: Path, encoded: Encoded, metadata: Mapping[str, str]) 
             f"{listing(strangers)}\nWrite to another folder."
         )
     written = []
-    for one in components:
-        folder = target if len(components) == 1 else target / one.component
-        folder.mkdir(parents=True, exist_ok=True)
-        written.append(_write_one(folder / peft.TENSORS, one.tensors, {**metadata, "format": "pt"}))
-        atomic_write(folder / peft.CONFIG, json.dumps(one.config, indent=2, sort_keys=True).encode())
-    return WrittenBytes(peft.data_hash([one.data_hash for one in written]), written[0].file_hash)
+    with replacing_folder(target) as new:
+        for one in components:
+            folder = new if len(components) == 1 else new / one.component
+            folder.mkdir(exist_ok=True)
+            written.append(_write_one(folder / peft.TENSORS, one.tensors, {**metadata, "format": "pt"}))
+            atomic_write(folder / peft.CONFIG, json.dumps(one.config, indent=2, sort_keys=True).encode())
+    file_hash = written[0].file_hash if len(written) == 1 else ""
+    return WrittenBytes(peft.data_hash([one.data_hash for one in written]), file_hash)
 
 
 def dtype_of(name: str | torch.dtype | None) -> torch.dtype | None:
@@ -138,13 +149,15 @@ def _family(adapter: Adapter) -> Family:
     return chosen
 
 
-def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> _Cast:
-    """Factors as `dtype`; single numbers, such as alpha, stay float32."""
-    if dtype is None:
-        return _Cast(tensors, 0.0)
-    cast = {name: tensor.to(dtype) if tensor.ndim else tensor for name, tensor in tensors.items()}
-    errors = (_error(tensors[name], stored) for name, stored in cast.items() if stored is not tensors[name])
-    return _Cast(cast, max(errors, default=0.0))
+def _cast(encoded: Encoded, dtype: torch.dtype | None) -> _Cast:
+    """Factors as `dtype`, without one as they are stored; single numbers, such as alpha, stay float32."""
+    tensors = encoded.tensors
+    wanted = dict.fromkeys(tensors, dtype) if dtype else encoded.stored
+    changed = {name: tensors[name].to(form) for name, form in wanted.items() if form and tensors[name].ndim}
+    errors = (
+        _error(tensors[name], stored) for name, stored in changed.items() if stored is not tensors[name]
+    )
+    return _Cast({**tensors, **changed}, max(errors, default=0.0))
 
 
 def _error(wanted: Tensor, stored: Tensor) -> float:

@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from difflora.adapter import identity
 from difflora.errors import listing, span
 from difflora.formats import FileReport, inspect
 from difflora.library.notes import Notes, Sidecars
 
-_DATA_HASH = re.compile(r"(?:0x)?([0-9a-f]{64})")
+# Of kohya; LyCORIS's begins with 0x and is another one, of the tensors in the order of its own.
+_DATA_HASH = re.compile(r"[0-9a-f]{64}")
+_SPEC_HASH = re.compile(r"(?:0x)?([0-9a-f]{64})")
 _LEGACY_HASH = re.compile(r"[0-9a-f]{8}")
 # Of no bytes at all: some trainers state it whatever the data.
 _OF_NOTHING = "e3b0c442"
@@ -17,8 +20,8 @@ _OF_NOTHING = "e3b0c442"
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a file's header says. `stated` and `legacy` are the hashes it claims to have, "" if none;
-    `problem` is why it cannot be used, "" if it can."""
+    """What a file's header says. `stated`, `spec` and `legacy` are the hashes it claims to have, "" if none;
+    `scales` is that of AdapterMeta; `problem` is why it cannot be used, "" if it can."""
 
     format: str = ""
     family: str = ""
@@ -29,7 +32,9 @@ class Facts:
     dtypes: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     stated: str = ""
+    spec: str = ""
     legacy: str = ""
+    scales: str = ""
     problem: str = ""
 
 
@@ -37,25 +42,33 @@ class Facts:
 class KnownHashes:
     """Hashes in lower-case hex, "" where not known.
 
-    `data` and `file` were computed from the bytes. `stated` (sshs_model_hash or modelspec.hash_sha256) and
-    `legacy` (sshs_legacy_hash) are what the header claims, `beside` what Civitai's file beside it does.
+    `data` and `file` were computed from the bytes. `stated` (sshs_model_hash as kohya computes it), `spec`
+    (modelspec.hash_sha256) and `legacy` (sshs_legacy_hash) are what the header claims, `beside` what
+    Civitai's file beside it does. `scales` is that of AdapterMeta.
     """
 
     data: str = ""
     file: str = ""
     stated: str = ""
+    spec: str = ""
     legacy: str = ""
     beside: tuple[str, ...] = ()
+    scales: str = ""
 
     @property
-    def identity(self) -> str:
-        """The data hash: computed, or else stated, or else ""."""
+    def tensors(self) -> str:
+        """The hash of the tensor data: computed, or else stated, or else ""."""
         return self.data or self.stated
 
     @property
+    def identity(self) -> str:
+        """What the adapter is known by, as far as `tensors` are; see `difflora.adapter.identity`."""
+        return identity(self.tensors, self.scales) if self.tensors else ""
+
+    @property
     def autov3(self) -> str:
-        """The first 12 digits of `identity`."""
-        return self.identity[:12]
+        """The first 12 digits of `tensors`."""
+        return self.tensors[:12]
 
     @property
     def autov2(self) -> str:
@@ -115,9 +128,8 @@ class LibraryEntry:
 def facts_of(path: Path) -> Facts:
     """What the header of the file `path` says; raises nothing on its content."""
     report = inspect(path)
-    stated = _DATA_HASH.fullmatch(_said(report, "sshs_model_hash")) or _DATA_HASH.fullmatch(
-        _said(report, "modelspec.hash_sha256")
-    )
+    stated = _DATA_HASH.fullmatch(_said(report, "sshs_model_hash"))
+    spec = _SPEC_HASH.fullmatch(_said(report, "modelspec.hash_sha256"))
     legacy = _LEGACY_HASH.fullmatch(_said(report, "sshs_legacy_hash"))
     return Facts(
         format=report.format,
@@ -128,15 +140,17 @@ def facts_of(path: Path) -> Facts:
         ranks=report.ranks,
         dtypes=report.dtypes,
         words=report.words,
-        stated=stated[1] if stated else "",
+        stated=stated[0] if stated else "",
+        spec=spec[1] if spec else "",
         legacy=legacy[0] if legacy else "",
+        scales=report.scales,
         problem=_problem(report),
     )
 
 
 def hashes_of(facts: Facts, sidecars: Sidecars, *, data: str, file: str) -> KnownHashes:
     """Everything known of a file's hashes."""
-    return KnownHashes(data, file, facts.stated, facts.legacy, sidecars.hashes)
+    return KnownHashes(data, file, facts.stated, facts.spec, facts.legacy, sidecars.hashes, facts.scales)
 
 
 def _said(report: FileReport, key: str) -> str:

@@ -4,7 +4,7 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -199,16 +199,18 @@ class Library:
         return self.find(found.name)
 
     def by_hash(self, data_hash: str) -> Adapter:
-        """The adapter whose data hash (AutoV3) or file hash (AutoV2) starts with at least 8 digits.
+        """The adapter whose data hash, or the hash of whose tensors (AutoV3) or file (AutoV2), starts with at
+        least 8 digits.
 
         What headers state says only where to look first: the hash is computed before it counts. Files not
-        hashed yet are hashed if need be; a full hash stops at the first file that has it. Raises
-        LibraryError if none has it or, for a part of one, if several different adapters do.
+        hashed yet are hashed if need be; a full data hash or file hash stops at the first file that has it.
+        Raises LibraryError if none has it, or if several different adapters do: by a part of a hash, or as
+        the same tensors may act at several strengths.
         """
         with self._saving():
             while True:
                 name = self._by_bytes(_digits(data_hash))
-                expected = self._known(name).data
+                expected = self._known(name).identity
                 adapter = self._load(name)
                 if adapter.data_hash == expected:
                     return adapter
@@ -256,14 +258,14 @@ class Library:
         """The name of a file whose computed data or file hash begins with `digits`."""
         if not SHORTEST_HASH <= len(digits) <= 64 or not _HEX.fullmatch(digits):
             raise LibraryError(f"'{digits}' is no data hash: expected {SHORTEST_HASH} to 64 hex digits.")
-        for hint in (True, False):
+        for hinted in (True, False):
             found: dict[str, KnownHashes] = {}
-            for name, known in self._computed(digits, hinted=hint):
-                if known.data.startswith(digits) or known.file.startswith(digits):
+            for name, known in self._computed(digits, hinted=hinted):
+                if digits in (known.identity, known.file):
+                    return name
+                if _begins(digits, known):
                     found[name] = known
-                    if len(digits) == 64:
-                        break
-            if found:
+            if _own(digits, found) or (found and not hinted):
                 return self._one(digits, found)
         raise LibraryError(
             f"no adapter in {self._where} has the hash {digits} ({len(self._places)} files). The hash of "
@@ -275,7 +277,7 @@ class Library:
         computed or stated hash has these digits."""
         known = {name: self._known(name) for name in self.names}
         for name in sorted(known, key=lambda name: not (known[name].data and known[name].file)):
-            if known[name].data.startswith(digits):
+            if known[name].data and _begins(digits, known[name]):
                 yield name, known[name]
             elif not hinted or _fits(known[name], digits):
                 computed = self._hashed(name)
@@ -284,11 +286,13 @@ class Library:
 
     def _one(self, digits: str, found: Mapping[str, KnownHashes]) -> str:
         """The first of the names, if all of them hold the same adapter."""
+        found = _own(digits, found) or found
         different = {known.identity or name: name for name, known in found.items()}
         if len(different) > 1:
             lines = [f"{identity}  {name}" for identity, name in different.items()]
             raise LibraryError(
-                f"the hash {digits} means {len(different)} adapters; write more of it:\n{listing(lines)}"
+                f"the hash {digits} means {len(different)} adapters; write more of one of these, or its "
+                f"name:\n{listing(lines)}"
             )
         return next(iter(found))
 
@@ -324,8 +328,9 @@ class Library:
             adapter = replace(adapter, meta=replace(adapter.meta, name=short))
             with self._lock:
                 self._loaded[key] = adapter
-                if name in self._places:
-                    place.shelf.keep_data_hash(place.name, adapter.data_hash)
+        with self._lock:
+            if name in self._places and place.stamp == key[1]:
+                place.shelf.keep_read(place.name, adapter.meta)
         return adapter
 
 
@@ -359,8 +364,23 @@ def _is_hash(text: str) -> bool:
 
 def _fits(known: KnownHashes, digits: str) -> bool:
     """Whether a known hash, computed or stated, begins with the digits or is the beginning of them."""
-    full: Sequence[str] = (known.data, known.file, known.stated, known.legacy)
+    full = (known.data, known.file, known.identity, known.stated, known.spec, known.legacy)
     shortened = (one for one in known.beside if len(one) >= SHORTEST_HASH)
     return any(one.startswith(digits) for one in full) or any(
         one.startswith(digits) or digits.startswith(one) for one in shortened
     )
+
+
+def _begins(digits: str, known: KnownHashes) -> bool:
+    """Whether one of the computed hashes begins with the digits."""
+    return any(one.startswith(digits) for one in (known.data, known.file, known.identity))
+
+
+def _own(digits: str, found: Mapping[str, KnownHashes]) -> dict[str, KnownHashes]:
+    """Those that the digits stand for alone. A hash of tensors stands for several adapters, if the same
+    tensors act at several strengths; it is the own one of the adapter that acts fully."""
+    return {
+        name: known
+        for name, known in found.items()
+        if known.identity.startswith(digits) or known.file.startswith(digits)
+    }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from difflora.errors import LibraryError
 from difflora.families import FAMILIES
+from difflora.formats.folders import UNFINISHED
 from difflora.formats.peft import CONFIG, TENSORS
 from difflora.library.notes import CIVITAI, SUFFIX, USER, stem_of
 
@@ -94,7 +95,8 @@ def _walk(root: Path) -> Iterator[tuple[Path, Found | str]]:
             if entry.is_symlink() and not (target := Path(os.path.realpath(path))).is_relative_to(inside):
                 yield path, f"is a link out of the folder, to {target}: it is not followed."
             elif is_folder and not entry.is_symlink():
-                subfolders.append(path)
+                if not (name.startswith(".") and name.endswith(UNFINISHED)):
+                    subfolders.append(path)
             elif not is_folder and not (name == TENSORS and CONFIG in here and folder != root):
                 yield path, _file(path, entry, here)
         for path, parts in _peft(folder, subfolders).items():

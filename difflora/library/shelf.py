@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from difflora.adapter import AdapterMeta
 from difflora.errors import LibraryError
 from difflora.formats import hashes, read
 from difflora.library.entry import Facts, KnownHashes, LibraryEntry, facts_of, hashes_of
@@ -89,7 +90,7 @@ class Shelf:
         row, path = self._row(name), self.listing.files[name].path
         if not row.data_hash:
             if path.is_dir():
-                self.keep_data_hash(name, read(path).data_hash)
+                self.keep_read(name, read(path).meta)
             else:
                 found = hashes(path)
                 self._keep(name, replace(row, data_hash=found.data_hash, file_hash=found.sha256))
@@ -97,11 +98,13 @@ class Shelf:
             self._keep(name, replace(row, file_hash=hashes(path).sha256))
         return self.hashes(name)
 
-    def keep_data_hash(self, name: str, data_hash: str) -> None:
-        """Keeps a data hash that reading the file has shown."""
+    def keep_read(self, name: str, meta: AdapterMeta) -> None:
+        """Keeps what reading the file has shown of its identity."""
         row = self._row(name)
-        if row.data_hash != data_hash:
-            self._keep(name, replace(row, data_hash=data_hash, file_hash=""))
+        if row.data_hash != meta.file_hash:
+            row = self._keep(name, replace(row, data_hash=meta.file_hash, file_hash=""))
+        if row.facts is not None and row.facts.scales != meta.scales:
+            self._keep(name, replace(row, facts=replace(row.facts, scales=meta.scales)))
 
     def save(self) -> None:
         """Keeps what was learned since the last time; `unsaved` says why not, where it cannot."""

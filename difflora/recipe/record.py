@@ -19,7 +19,10 @@ class RecipeAdapter(BaseModel):
     model_config = _FROZEN
 
     name: str = Field(description="The name that the adapter had in its library.")
-    data_hash: Sha256 = Field(description="sha256 of its tensor data (AutoV3), 64 hex digits.")
+    data_hash: Sha256 = Field(
+        description="What it is known by: the sha256 of its tensor data (AutoV3), 64 hex digits; of the scales "
+        "too where its file has these elsewhere."
+    )
     unet: FiniteFloat = Field(default=1.0, description="Its weight on the UNet.")
     text: FiniteFloat = Field(default=1.0, description="Its weight on the text encoders.")
 

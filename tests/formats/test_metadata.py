@@ -37,7 +37,8 @@ def written(tmp_path: Path, adapter: Adapter, *, layout: str = "kohya") -> dict[
 @pytest.mark.parametrize("layout", [layout.name for layout in FORMATS if layout.is_written])
 def test_what_other_programs_sort_adapters_by(tmp_path: Path, layout: str) -> None:
     meta = AdapterMeta("halftone", "sd1", base="shapes-sd", trigger="in halftone style")
-    found = written(tmp_path, Adapter({TO_K: (linear(),), CONV: (conv(),)}, meta), layout=layout)
+    modules = {TO_K: (linear(),), TO_K.replace("to_k", "to_v"): (linear(),), CONV: (conv(),)}
+    found = written(tmp_path, Adapter(modules, meta), layout=layout)
     expected = {
         "ss_base_model_version": "sd_v1",
         "ss_v2": "False",

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -14,8 +15,9 @@ from torch import nn
 
 from difflora.adapter import Adapter, AdapterMeta, same
 from difflora.errors import AdapterFileError
-from difflora.formats import inspect, read, write
+from difflora.formats import inspect, read, write, writing
 from difflora.formats.container import read_tensors
+from difflora.formats.folders import UNFINISHED
 from difflora.kinds import LoKr, LoRA, Replace
 from difflora.library import Library
 from tests.kinds.samples import sample
@@ -119,6 +121,7 @@ def test_several_components_are_a_folder_each(tmp_path: Path) -> None:
         AdapterMeta("n", "sd1"),
     )
     written = write(adapter, tmp_path / "a", format="peft")
+    assert written.autov2 == "", "no one file's hash is that of all"
     assert sorted(path.relative_to(tmp_path / "a").as_posix() for path in (tmp_path / "a").rglob("*.*")) == [
         "text_encoder/adapter_config.json",
         "text_encoder/adapter_model.safetensors",
@@ -126,7 +129,7 @@ def test_several_components_are_a_folder_each(tmp_path: Path) -> None:
         "unet/adapter_model.safetensors",
     ]
     assert same(read(tmp_path / "a"), adapter)
-    assert read(tmp_path / "a").data_hash == written.data_hash
+    assert read(tmp_path / "a").meta.file_hash == written.data_hash
     assert read(tmp_path / "a" / "unet").modules.keys() == {f"{ATTENTION}.to_q"}
     assert read(tmp_path / "a" / "text_encoder").modules.keys() == {text}
 
@@ -147,6 +150,64 @@ def test_parts_of_another_adapter_are_never_mixed_in(tmp_path: Path) -> None:
     write(Adapter(dict([of_unet]), AdapterMeta("n", "sdxl")), tmp_path / "b", format="peft")
     with pytest.raises(AdapterFileError, match="another adapter are there"):
         write(both, tmp_path / "b", format="peft")
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {
+        one.relative_to(folder).as_posix(): one.read_bytes() for one in folder.rglob("*") if one.is_file()
+    }
+
+
+@pytest.mark.parametrize("failing", ["write_tensors", "atomic_write"])
+def test_a_folder_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """The disk is full at the second component, or at its configuration."""
+    text = "text_encoder.text_model.encoder.layers.0.mlp.fc1"
+    first, second = (
+        Adapter(
+            {
+                f"{ATTENTION}.to_q": (sample("lora", (8, 6), seed=n),),
+                text: (sample("lora", (12, 6), seed=n),),
+            },
+            AdapterMeta("n", "sd1"),
+        )
+        for n in (1, 2)
+    )
+    write(first, tmp_path / "a", format="peft")
+    (tmp_path / "a" / "notes").mkdir()
+    for name in ("README.md", "unet/preview.png", "notes/one.txt"):
+        (tmp_path / "a" / name).write_text(name)
+    before = files_in(tmp_path / "a")
+    real, calls = getattr(writing, failing), []
+
+    def full(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return real(*arguments)
+
+    monkeypatch.setattr(writing, failing, full)
+    with pytest.raises(AdapterFileError, match="No space left on device"):
+        write(second, tmp_path / "a", format="peft")
+    assert files_in(tmp_path / "a") == before
+    calls.clear()
+    with pytest.raises(AdapterFileError, match="No space left"):
+        write(second, tmp_path / "b", format="peft")
+    monkeypatch.undo()
+    assert [one.name for one in tmp_path.iterdir()] == ["a"]
+    write(second, tmp_path / "a", format="peft")
+    assert same(read(tmp_path / "a"), second)
+    assert files_in(tmp_path / "a").keys() == before.keys()
+    assert (tmp_path / "a" / "notes" / "one.txt").read_text() == "notes/one.txt"
+    assert [one.name for one in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_that_is_being_written_is_no_adapter_yet(tmp_path: Path) -> None:
+    adapter = Adapter({f"{ATTENTION}.to_q": (sample("lora", (8, 6)),)}, AdapterMeta("n", "sd1"))
+    write(adapter, tmp_path / "a", format="peft")
+    shutil.copytree(tmp_path / "a", tmp_path / f".a.1234{UNFINISHED}")
+    assert Library(tmp_path).names == ("a",)
 
 
 def edited(fixtures: Path, target: Path, **settings: object) -> Path:

@@ -274,6 +274,23 @@ def test_a_hash_that_a_header_states_wrongly_only_says_where_to_look(folder):
     assert library.entries["nothing"].hashes.stated != "e3b0c442" + "9" * 56
 
 
+def test_the_hash_that_lycoris_states_is_shown_as_no_autov3(folder):
+    """It begins with 0x, and is of the tensors in the order of the program."""
+    lycoris, truth = "0x" + "ab" * 32, hashes(folder / "neon.safetensors").data_hash
+    restated(folder / "neon.safetensors", folder / "lyco.safetensors", sshs_model_hash=lycoris)
+    spec = {"sshs_model_hash": lycoris, "modelspec.hash_sha256": "0x" + truth}
+    restated(folder / "neon.safetensors", folder / "spec.safetensors", **spec)
+    restated(folder / "neon.safetensors", folder / "both.safetensors", **spec | {"sshs_model_hash": truth})
+    entries = Library(folder).entries
+    shown = {name: entries[name].hashes.autov3 for name in ("lyco", "spec", "both")}
+    assert shown == {"lyco": "", "spec": "", "both": truth[:12]}
+    library = Library(folder)
+    assert library.find(truth).name in ("both", "neon", "spec")
+    library.hash_files()
+    assert library.entries["lyco"].hashes.autov3 == truth[:12]
+    assert set(library.duplicates) == {("both", "lyco", "neon", "spec")}
+
+
 def test_duplicates(folder):
     restated(folder / "neon.safetensors", folder / "b" / "copy.safetensors", ss_comment="another header")
     assert Library(folder).duplicates == (("b/copy", "neon"),)
