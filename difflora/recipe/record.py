@@ -20,8 +20,8 @@ class RecipeAdapter(BaseModel):
 
     name: str = Field(description="The name that the adapter had in its library.")
     data_hash: Sha256 = Field(
-        description="What it is known by: the sha256 of its tensor data (AutoV3), 64 hex digits; of the scales "
-        "too where its file has these elsewhere."
+        description="What it is known by: the sha256 of its tensor data (AutoV3), 64 hex digits; of its "
+        "scales too where its file has these elsewhere."
     )
     unet: FiniteFloat = Field(default=1.0, description="Its weight on the UNet.")
     text: FiniteFloat = Field(default=1.0, description="Its weight on the text encoders.")
