@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from difflora.commands.demo import run
+from difflora.commands.demo import _is_current, run
 from difflora.demo import LESSONS, find_sample_data
 from difflora.errors import ConfigError, DiffloraError
 from difflora.formats import read
+from difflora.training.config import TrainConfig, configure
 from train_scripts import make_sample_adapters
 
 SHORT = ["--steps", "1", "--draw-steps", "1"]
@@ -68,10 +69,21 @@ def test_an_adapter_that_was_learned_from_other_images_is_trained_anew(
     record.write_text(json.dumps(told), encoding="utf-8")
     assert run([*SHORT, "--output", str(tmp_path / "again")]) == 0
     said = capsys.readouterr().out
-    assert "neon: learned from other images or on another base, trained anew" in said
+    assert "neon: of other images, another base or other steps, trained anew" in said
     assert said.count("trained before") == len(LESSONS) - 1
     told = json.loads(record.read_text(encoding="utf-8"))
     assert told["data"]["fingerprint"] != "of other images"
+
+
+def test_an_adapter_of_other_steps_or_without_its_record_is_not_current(output: Path, tmp_path: Path) -> None:
+    def lesson(folder: Path, steps: int | None) -> TrainConfig:
+        return configure(LESSONS[0].options(find_sample_data(), folder, steps=steps))
+
+    assert _is_current(lesson(output, 1))
+    assert not _is_current(lesson(output, 2)) and not _is_current(lesson(output, None))
+    shutil.copytree(output, tmp_path / "again")
+    (tmp_path / "again" / f"{LESSONS[0].name}.training.json").unlink()
+    assert not _is_current(lesson(tmp_path / "again", 1))
 
 
 def test_no_prompt_is_a_caption_that_was_trained_on() -> None:

@@ -133,7 +133,8 @@ def _covers(flags: Flags) -> list[Sheet]:
 
 
 def _learn(lesson: Lesson, flags: Flags, data: Path, console: Console) -> None:
-    """Trains the adapter of a lesson, unless it is there, learned from the same images on the same base."""
+    """Trains the adapter of a lesson, unless it is there, learned from the same images on the same base in as
+    many steps."""
     from difflora.training.loop import train
 
     config = configure(lesson.options(data, flags.output, steps=flags.steps))
@@ -143,17 +144,25 @@ def _learn(lesson: Lesson, flags: Flags, data: Path, console: Console) -> None:
         if _is_current(config):
             console.print(f"{lesson.name}: trained before, reused (remove it to train again)")
         else:
-            console.print(f"{lesson.name}: learned from other images or on another base, trained anew")
+            console.print(f"{lesson.name}: of other images, another base or other steps, trained anew")
             follow(train(config.model_copy(update={"overwrite": True})), console, label=lesson.name)
     console.print(f"{lesson.name}: {flags.output / lesson.name}.safetensors")
 
 
 def _is_current(config: TrainConfig) -> bool:
-    """Whether a finished training is of the images and the base that are there now."""
+    """Whether a finished training is of the images and the base that are there now, and of as many steps.
+
+    One without its record is not known to be.
+    """
     from difflora.data.folder import scan
     from difflora.families import load
 
-    record = json.loads(results_of(config).record.read_text(encoding="utf-8"))
+    try:
+        record = json.loads(results_of(config).record.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    if record["config"]["steps"] != config.steps:
+        return False
     images, base = scan(config).fingerprint, load(config.base_model).facts.sha256
     return record["data"]["fingerprint"] == images and record["base"]["sha256"] == base
 

@@ -126,9 +126,10 @@ def _is_none(name: str, value: Any) -> bool:
 def _report(console: Console, config: TrainConfig, adapter: Path) -> None:
     """What was written, and what to do with it."""
     prompt = config.preview_prompts[0] if config.preview_prompts else "..."
+    clip_skip = f" --clip-skip {config.clip_skip}" if config.clip_skip != 1 else ""
     console.print(f"wrote {adapter} ({adapter.stat().st_size / 2**20:.1f} MiB)")
     console.print(f"wrote {adapter.with_suffix('.training.json')}")
     console.print(
         f'draw with it: difflora generate --base-model "{config.base_model}" --adapters "{config.output}" '
-        f'--prompt "{prompt} <lora:{config.name}:1>"'
+        f'--prompt "{prompt} <lora:{config.name}:1>"{clip_skip}'
     )

@@ -15,7 +15,7 @@ from difflora.errors import DataError
 
 EXTENSIONS = (".txt", ".caption")
 MAX_BYTES = 64 * 1024
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
 _LORA_TAG = re.compile(r"<(?:lora|lyco|hypernet):[^>]*>", re.IGNORECASE)
 
 

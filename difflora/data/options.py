@@ -1,9 +1,20 @@
 """The options that say what to learn from; part of the training configuration."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+def _at_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: no home folder is known for its ~; write the path in full") from error
+
+
+UserPath = Annotated[Path, AfterValidator(_at_home)]
+"""A path as users write it: a `~` in front is their home folder."""
 
 
 class DataOptions(BaseModel):
@@ -11,7 +22,7 @@ class DataOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    data: Path = Field(
+    data: UserPath = Field(
         description="Folder to learn from: images with a caption file each, or folders named 10_name inside "
         "it (10 repeats), or one such folder."
     )
@@ -76,7 +87,7 @@ class DataOptions(BaseModel):
         default="memory",
         description="Encode each image once and keep the result in memory, or on disk for the next run too.",
     )
-    cache_folder: Path | None = Field(
+    cache_folder: UserPath | None = Field(
         default=None, description="Where the disk cache lies; by default the folder cache beside the output."
     )
     batch_size: int = Field(default=1, ge=1, description="Images a step in each process.")

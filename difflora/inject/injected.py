@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -77,17 +77,9 @@ def injected(model: Model, options: NetworkOptions, *, seed: int) -> Iterator[In
     Raises ConfigError if the options select no layer.
     """
     layers = [_layer(model, path, options, seed) for path in targets(model, options)]
-    starts = {layer.path: options.trainable.start(layer) for layer in layers}
-    texts = [path for path in starts if path.startswith("text_encoder")]
-    unets = [path for path in starts if not path.startswith("text_encoder")]
-    arenas: dict[str, Arena] = {}
-    parameters: dict[str, dict[str, nn.Parameter]] = {path: {} for path in starts}
-    for component, paths in (("unet", unets), ("text", texts)):
-        if paths:
-            names = [(path, name) for path in paths for name in starts[path]]
-            arena = arenas[component] = Arena([starts[path][name] for path, name in names], model.device)
-            for (path, name), view in zip(names, arena.views, strict=True):
-                parameters[path][name] = view
+    unet = _stored([layer for layer in layers if not _is_text(layer)], options, model.device)
+    text = _stored([layer for layer in layers if _is_text(layer)], options, model.device)
+    parameters = {**unet.parameters, **text.parameters}
     factors = tuple(options.trainable(layer, parameters[layer.path]) for layer in layers)
     attached: list[Attached] = []
     try:
@@ -95,10 +87,32 @@ def injected(model: Model, options: NetworkOptions, *, seed: int) -> Iterator[In
             attached.append(attach(factor.layer.module, factor.forward()))
         learning = tuple(attached)
         attached += _lean(model, layers)
-        yield Injected(factors, arenas.get("unet"), arenas.get("text"), learning)
+        yield Injected(factors, unet.arena, text.arena, learning)
     finally:
         for attachment in reversed(attached):
             attachment.detach()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Stored:
+    """One storage, None for no layer, and its views: path of the layer -> name -> parameter."""
+
+    arena: Arena | None
+    parameters: Mapping[str, Mapping[str, nn.Parameter]]
+
+
+def _stored(layers: Sequence[Layer], options: NetworkOptions, device: torch.device) -> _Stored:
+    """Where the factors of the layers start, copied into one storage: the originals are not kept."""
+    if not layers:
+        return _Stored(None, {})
+    starts = {layer.path: options.trainable.start(layer) for layer in layers}
+    arena = Arena([tensor for start in starts.values() for tensor in start.values()], device)
+    views = iter(arena.views)
+    return _Stored(arena, {path: {name: next(views) for name in start} for path, start in starts.items()})
+
+
+def _is_text(layer: Layer) -> bool:
+    return layer.path.startswith("text_encoder")
 
 
 def _lean(model: Model, layers: list[Layer]) -> Iterator[Attached]:

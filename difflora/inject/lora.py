@@ -11,6 +11,7 @@ from difflora.apply import Forward
 from difflora.errors import CheckpointError
 from difflora.inject.trainable import Layer, Trainable
 from difflora.kinds import Kind, LoRA
+from difflora.threads import one_thread
 
 
 class TrainedLoRA(Trainable):
@@ -96,7 +97,8 @@ class TrainedPissa(TrainedLoRA):
 def _principal(layer: Layer) -> tuple[Tensor, Tensor]:
     """down0 and up0 in the shapes of down and up; terms beyond the rank of W0 are zero, and stay so."""
     weight = layer.module.weight.detach().to("cpu", torch.float32)
-    u, s, v = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+    with one_thread():
+        u, s, v = torch.linalg.svd(weight.flatten(1), full_matrices=False)
     rank = min(layer.rank, len(s))
     root = s[:rank].sqrt() / math.sqrt(layer.scale)
     start = {name: torch.zeros_like(tensor) for name, tensor in TrainedLoRA.start(layer).items()}

@@ -3,7 +3,7 @@
 import math
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from difflora.inject.table import TRAINABLE
 from difflora.inject.trainable import Trainable
@@ -28,7 +28,7 @@ class NetworkOptions(BaseModel):
         le=1024,
         description="Rank of the factors: more learns finer detail, and makes larger files.",
     )
-    alpha: float | None = Field(
+    alpha: FiniteFloat | None = Field(
         None,
         gt=0,
         description="The update is scaled by alpha / rank. Default: equal to the rank, a scale of 1.",

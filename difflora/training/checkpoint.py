@@ -1,4 +1,4 @@
-"""Checkpoints that survive being killed at any moment, and that a run resumes from bit for bit.
+"""Checkpoints that survive being killed at any moment, and that a run resumes from: on a CPU bit for bit.
 
     OUTPUT/checkpoints/NAME/step-00000100/
         adapter.safetensors      the factors in float32; a usable adapter file
@@ -55,6 +55,8 @@ class Manifest(BaseModel):
     threads: int
     processes: int
     scaler_state: dict[str, Any]
+    vae: str | None = None
+    """`BaseFacts.vae_sha256`; None in checkpoints of versions that kept its path in `config` alone."""
     optimizer_state: dict[str, Any] = {}
     sha256: dict[str, str] = {}
 
@@ -125,6 +127,12 @@ def latest(root: Path) -> Checkpoint | None:
             "Nothing was changed. Start anew with overwrite=true (--overwrite)."
         )
     return None
+
+
+def newest_step(root: Path) -> int | None:
+    """The step of the newest checkpoint below `root`, whole or not; None if there is none."""
+    folders = _folders(root)
+    return int(folders[0].name.removeprefix("step-")) if folders else None
 
 
 def _folders(root: Path) -> list[Path]:

@@ -6,7 +6,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from difflora.data.options import DataOptions
+from difflora.data.buckets import assign_by
+from difflora.data.options import DataOptions, UserPath
 from difflora.errors import ConfigError
 from difflora.families import identify
 from difflora.inject import NetworkOptions
@@ -29,7 +30,7 @@ class RunOptions(BaseModel):
     base_model: str = Field(
         description="The base: a diffusers folder, a .safetensors checkpoint, or a Hub id."
     )
-    output: Path = Field(description="Folder for the adapter, its checkpoints and its training.json.")
+    output: UserPath = Field(description="Folder for the adapter, its checkpoints and its training.json.")
     name: str = Field(description="Name of the adapter: the file is OUTPUT/NAME.safetensors.")
     preset: str | None = Field(
         None,
@@ -38,7 +39,8 @@ class RunOptions(BaseModel):
     seed: int = Field(0, ge=0, lt=2**63, description="Everything random follows from this number.")
     precision: Precision = Field(
         "auto",
-        description="Number format of the base while training; auto: bf16 or fp16 on a GPU, fp32 on a CPU.",
+        description="Number format of the base while training, its VAE apart, which has fp32; auto: bf16 or "
+        "fp16 on a GPU, fp32 on a CPU.",
     )
     save_dtype: Literal["float16", "float32", "bfloat16"] = Field(
         "float16", description="Number format of the factors in the finished file."
@@ -101,6 +103,15 @@ class TrainConfig(
             raise ValueError("preservation needs a trigger: the words without which the base stays as it is")
         if self.preservation_class and not self.preservation:
             raise ValueError("preservation_class has no effect without preservation")
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Self:
+        if self.resolution is not None:  # else it is the base's own, and seen when that is loaded
+            try:
+                assign_by((), self, native=self.resolution)
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
         return self
 
 

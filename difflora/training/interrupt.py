@@ -1,10 +1,13 @@
 """Ctrl-C and SIGTERM as a question asked between two steps."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+_STDERR = 2
 
 
 class StopRequest:
@@ -19,7 +22,8 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Notes the first SIGINT or SIGTERM instead of dying in the middle of a step; a second one acts at once.
+    """Notes the first SIGINT or SIGTERM instead of dying in the middle of a step, and says so on stderr; a
+    second one acts at once.
 
     Outside the main thread (a web UI's worker) signals cannot be caught, and none are.
     """
@@ -34,6 +38,7 @@ def stop_request() -> Iterator[StopRequest]:
         request.signal = signal.Signals(number)
         for known, handler in previous.items():
             signal.signal(known, handler)
+        _say("stopping after this step; once more stops at once")
 
     for number in previous:
         signal.signal(number, note)
@@ -42,3 +47,9 @@ def stop_request() -> Iterator[StopRequest]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _say(text: str) -> None:
+    """Past sys.stderr: a handler may come in the middle of a print, which cannot be begun twice."""
+    with suppress(OSError):
+        os.write(_STDERR, f"\n{text}\n".encode())

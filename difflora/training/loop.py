@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,7 +27,8 @@ class StepReport:
 
     `step` counts the steps done, of `total`; `loss` is the mean over the step's images; `images_per_second`
     counts all processes. `checkpoint`, `previews` and, in the last report, `adapter` are files written after
-    the step; `notes` say what a user should know (where the run resumed, and whether that is bit-exact).
+    the step; `notes` say what a user should know (where the run resumed, and whether that is bit-exact; a
+    preview that could not be drawn).
     """
 
     step: int
@@ -48,47 +49,46 @@ def train(config: TrainConfig) -> Generator[StepReport, None, None]:
     """Trains an adapter as `config` says; yields a report after every optimizer step.
 
     The same call after an interruption continues from the newest checkpoint, and the finished file is
-    byte-identical to that of an uninterrupted run (same machine, versions, dtype and threads). Closing the
-    iterator, Ctrl-C and SIGTERM save the state first.
+    byte-identical to that of an uninterrupted run (same machine, versions, dtype and threads) on a CPU; on a
+    GPU, whose kernels may sum in any order, it is equal up to rounding. Closing the iterator, Ctrl-C and
+    SIGTERM save the state first, and so does a step that fails before it has changed anything; before the
+    first step signals do what they did before. With `overwrite`, what is there is replaced after the first
+    step and not before. A preview that cannot be drawn becomes a note.
 
     Raises AlreadyTrained if the adapter is there and `overwrite` is off; DataError naming every problem of
-    the folder before the base is loaded; CheckpointError if a checkpoint belongs to another run;
-    TrainingError with step and cause on a loss that is not finite; Interrupted after a signal.
+    the folder before the base is loaded; ConfigError for options that the base or the machine cannot follow;
+    CheckpointError if a checkpoint belongs to another run; TrainingError with step and cause on a loss that
+    is not finite; Interrupted after a signal.
     """
     results = results_of(config)
-    if config.overwrite:
-        shutil.rmtree(results.checkpoints, ignore_errors=True)
-        if results.adapter.exists():  # set aside, so that the new run can be continued without the flag
-            results.adapter.replace(results.replaced)
-    elif results.adapter.exists():
+    if results.adapter.exists() and not config.overwrite:
         raise AlreadyTrained(
             f"{results.adapter} is finished; nothing was changed. Train again with overwrite=true "
             "(--overwrite), or give another name."
         )
-    with stop_request() as stop, prepared(config, results) as run:
+    with prepared(config, results) as run, stop_request() as stop:
         yield from _steps(run, stop)
 
 
 def _steps(run: Run, stop: StopRequest) -> Iterator[StepReport]:
     done, notes = run.first_step, run.notes
-    is_saved = True
     while done < run.total:
         report = replace(_step(run, done), notes=notes)
         done, notes = done + 1, ()
-        report = _after_step(run, report, is_last=done == run.total)
-        is_saved = report.checkpoint is not None or report.adapter is not None
-        run.log(report.step, {"loss": report.loss, "learning_rate": report.learning_rate})
+        report = _after_step(run, report)
+        with _kept(run, done):
+            run.log(done, {"loss": report.loss, "learning_rate": report.learning_rate})
         try:
             yield report
         except GeneratorExit:
-            if not is_saved:
+            if not run.is_saved(done):
                 run.checkpoint(done)
             raise
         if run.machine.any(bool(stop)):
             break
-    if done < run.total and not is_saved:
-        run.checkpoint(done)
     if done < run.total:
+        if not run.is_saved(done):
+            run.checkpoint(done)
         cause = stop.signal.name if stop.signal else "another process"
         flagless = " without --overwrite" if run.config.overwrite else ""
         raise Interrupted(
@@ -97,11 +97,53 @@ def _steps(run: Run, stop: StopRequest) -> Iterator[StepReport]:
         )
 
 
+@contextmanager
+def _kept(run: Run, step: int) -> Iterator[None]:
+    """Saves the state after `step` steps if the block, which does not change it, fails.
+
+    Other processes are not waited for: they may be in the middle of that step.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not run.is_saved(step):
+            folder = run.save(step)
+            error.add_note(f"The state after step {step} was saved in {folder or 'another process'}.")
+        raise
+
+
 def _step(run: Run, step: int) -> StepReport:
     """One optimizer step over `accumulation` global batches."""
     config, started = run.config, time.perf_counter()
     batches = range(step * config.accumulation, (step + 1) * config.accumulation)
     images = sum(run.examples.size(batch) for batch in batches)
+    with _kept(run, step):
+        found = _gradient(run, batches, images)
+    _require_finite(run, step, found)
+    _update(run, step)
+    seconds = time.perf_counter() - started
+    return StepReport(
+        step=step + 1,
+        total=run.total,
+        epoch=batches[-1] // run.examples.batches_per_epoch,
+        loss=found.loss,
+        grad_norm=found.norm,
+        learning_rate=float(run.optimizer.param_groups[0]["lr"]),
+        images_per_second=images / seconds,
+        memory_bytes=run.machine.memory_bytes(),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Gradient:
+    """The mean loss over the images of a step, and the norm of its gradient before clipping."""
+
+    loss: float
+    norm: float
+
+
+def _gradient(run: Run, batches: range, images: int) -> _Gradient:
+    """Computes and clips the gradient of a step; factors and optimizer stay as they are."""
     arenas = run.injected.arenas()
     for arena in arenas:
         arena.grad.zero_()
@@ -109,21 +151,9 @@ def _step(run: Run, step: int) -> StepReport:
     for batch in batches:
         loss += _backward(run, batch, images)
     run.machine.sum_([loss, *(arena.grad for arena in arenas)])
-    value = float(loss)
-    if not math.isfinite(value):
-        raise TrainingError(run.why_not_finite(step, value))
-    norm = _update(run, step)
-    seconds = time.perf_counter() - started
-    return StepReport(
-        step=step + 1,
-        total=run.total,
-        epoch=batches[-1] // run.examples.batches_per_epoch,
-        loss=value,
-        grad_norm=norm,
-        learning_rate=float(run.optimizer.param_groups[0]["lr"]),
-        images_per_second=images / seconds,
-        memory_bytes=run.machine.memory_bytes(),
-    )
+    run.scaler.unscale_(run.optimizer)
+    norm = clip(arenas, run.config.max_grad_norm)
+    return _Gradient(*torch.stack([loss, norm]).tolist())  # read together: a GPU is waited for once
 
 
 def _backward(run: Run, batch: int, images: int) -> torch.Tensor:
@@ -142,31 +172,44 @@ def _backward(run: Run, batch: int, images: int) -> torch.Tensor:
     return loss.detach()
 
 
-def _update(run: Run, step: int) -> float:
-    """Unscales and clips the gradients and takes the optimizer's step; returns the gradient's norm before
-    clipping."""
+def _require_finite(run: Run, step: int, found: _Gradient) -> None:
+    """Raises TrainingError for a loss or gradient that is not. Nothing is saved: the state has led there."""
+    if not math.isfinite(found.loss):
+        raise TrainingError(run.why_not_finite(step, found.loss))
+    if (
+        not math.isfinite(found.norm) and not run.scaler.is_enabled()
+    ):  # with loss scaling, such a step is skipped and the scale lowered
+        raise TrainingError(run.why_not_finite(step, found.norm))
+
+
+def _update(run: Run, step: int) -> None:
+    """Takes the optimizer's step. One that fails may have changed a part of the factors."""
     factor = lr_factor(step, run.total, run.config)
     for group, rate in zip(run.optimizer.param_groups, run.rates, strict=True):
         group["lr"] = rate * factor
-    run.scaler.unscale_(run.optimizer)
-    norm = clip(run.injected.arenas(), run.config.max_grad_norm)
-    if (
-        not math.isfinite(norm) and not run.scaler.is_enabled()
-    ):  # with loss scaling, such a step is skipped and the scale lowered
-        raise TrainingError(run.why_not_finite(step, norm))
     run.scaler.step(run.optimizer)
     run.scaler.update()
-    return norm
 
 
-def _after_step(run: Run, report: StepReport, *, is_last: bool) -> StepReport:
+def _after_step(run: Run, report: StepReport) -> StepReport:
     """Writes what is due after a step, and says so in the report."""
-    config = run.config
+    config, is_last = run.config, report.step == run.total
+    if report.step == 1 and config.overwrite:
+        report = replace(report, notes=(*report.notes, *run.set_aside()))
     if is_last:
         report = replace(report, adapter=run.finish(report.loss))
     elif report.step % config.save_every == 0:
         report = replace(report, checkpoint=run.checkpoint(report.step))
-    # Drawn after what was learned is safe: a preview that fails loses nothing.
     if config.preview_every and (report.step % config.preview_every == 0 or is_last) and run.machine.is_main:
-        report = replace(report, previews=tuple(run.draw_previews(report.step)))
+        report = _with_previews(run, report)
     return report
+
+
+def _with_previews(run: Run, report: StepReport) -> StepReport:
+    """The report with the previews, or with a note: no picture is worth the end of a training."""
+    try:
+        return replace(report, previews=tuple(run.draw_previews(report.step)))
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        note = f"no previews after step {report.step}, and what is learned is not touched by that: {why}"
+        return replace(report, notes=(*report.notes, note))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from torch import Tensor
 
 from difflora.draws import generator, integer
@@ -14,7 +14,7 @@ class LossOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    min_snr_gamma: float | None = Field(
+    min_snr_gamma: FiniteFloat | None = Field(
         None,
         gt=0,
         description="Caps the weight of easy, nearly clean timesteps (5 is usual); off by default.",

@@ -4,6 +4,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Literal
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -13,7 +14,7 @@ from torch import Tensor
 from difflora.data.plan import share_of
 from difflora.errors import ConfigError
 from difflora.families.hardware import pick_device
-from difflora.training.config import TrainConfig
+from difflora.training.config import Precision, TrainConfig
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _LIBRARIES = ("difflora", "torch", "diffusers", "transformers", "accelerate")
@@ -59,8 +60,13 @@ class Machine:
         torch.distributed.all_reduce(asked)
         return bool(asked)
 
+    def forget_peak(self) -> None:
+        """Counts the peak memory of a GPU from now on: what came before is no part of a step."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
     def memory_bytes(self) -> int:
-        """Peak memory of the accelerator so far; on a CPU the peak of this process."""
+        """Peak memory of the accelerator since `forget_peak`; on a CPU the peak of this process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         try:
@@ -80,12 +86,7 @@ def start_machine(config: TrainConfig) -> Machine:
     device = pick_device(config.device)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # accelerate takes the current one
-    precision = config.precision
-    if precision == "auto":
-        on_gpu = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp16"
-        precision = on_gpu if device.type == "cuda" else "fp32"
-    if precision == "fp16" and device.type == "cpu":
-        raise ConfigError("precision='fp16' needs a GPU, and the device is the CPU: use 'fp32' or 'bf16'")
+    precision = pick_precision(config.precision, device)
     if PartialState(cpu=device.type == "cpu").num_processes == 1:
         # accelerate keeps the first run's settings as long as the process lives; a web UI trains often.
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -97,6 +98,20 @@ def start_machine(config: TrainConfig) -> Machine:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     return Machine(accelerator, _DTYPES[precision])
+
+
+def pick_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
+    """The precision asked for; for auto bf16 on a GPU that computes in it itself, fp16 on another, else fp32.
+
+    A GPU that has to emulate bf16 is slower in it than in float32. Raises ConfigError for fp16 on a CPU.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError("precision='fp16' needs a GPU, and the device is the CPU: use 'fp32' or 'bf16'")
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def environment(machine: Machine) -> dict[str, str]:

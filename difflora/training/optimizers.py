@@ -1,15 +1,17 @@
 """The optimizers that train factors, one row each."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from torch import Tensor, nn
 
 from difflora.errors import ConfigError
 from difflora.inject import Arena
 
 OptimizerName = Literal["adamw", "adamw8bit"]
+Averaging = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerOptions(BaseModel):
@@ -28,8 +30,12 @@ class OptimizerOptions(BaseModel):
         description="Learning rate of the text encoders' factors. Default: half of the UNet's.",
     )
     weight_decay: float = Field(0.01, ge=0, le=1, description="Decoupled weight decay of the factors.")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's two averaging rates.")
-    max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0: never.")
+    betas: tuple[Averaging, Averaging] = Field(
+        (0.9, 0.999), description="AdamW's two averaging rates, each from 0 up to, but not, 1."
+    )
+    max_grad_norm: FiniteFloat = Field(
+        1.0, ge=0, description="Gradients are scaled down to this norm; 0: never."
+    )
     accumulation: int = Field(
         1,
         ge=1,
@@ -83,13 +89,20 @@ def make_optimizer(
     return OPTIMIZERS[options.optimizer](groups, options), tuple(rate for _, rate in rates)
 
 
+def require_optimizer(options: OptimizerOptions, device: torch.device) -> None:
+    """Raises ConfigError if the optimizer's library or device is not there: one number's is made, and thrown
+    away."""
+    number = nn.Parameter(torch.zeros(1, device=device))
+    OPTIMIZERS[options.optimizer]([{"params": [number], "lr": options.learning_rate}], options)
+
+
 @torch.no_grad()
-def clip(arenas: Sequence[Arena], limit: float) -> float:
+def clip(arenas: Sequence[Arena], limit: float) -> Tensor:
     """Scales the gradients of all arenas together down to the norm `limit` (0: leaves them); returns their
-    norm before."""
+    norm before, a 0-d tensor on their device."""
     norm = torch.stack([arena.grad.norm() for arena in arenas]).norm()
     if limit > 0:
         factor = (limit / (norm + 1e-6)).clamp(max=1.0)
         for arena in arenas:
             arena.grad.mul_(factor)
-    return float(norm)
+    return norm

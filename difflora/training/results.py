@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -44,6 +45,14 @@ def results_of(config: TrainConfig) -> Results:
         previews=root / "previews" / name,
         logs=root / "logs",
     )
+
+
+def set_aside(results: Results) -> None:
+    """Removes the checkpoints of an earlier run, and gives its adapter the name that leaves room for another:
+    an overwriting run can so be continued without the flag."""
+    shutil.rmtree(results.checkpoints, ignore_errors=True)
+    if results.adapter.exists():
+        results.adapter.replace(results.replaced)
 
 
 def write_record(path: Path, facts: Mapping[str, Any]) -> None:

@@ -16,11 +16,13 @@ from difflora.data.buckets import assign_by
 from difflora.data.captions import with_trigger
 from difflora.data.dataset import Dataset
 from difflora.data.folder import scan
+from difflora.encode import encode
 from difflora.families import load
 from difflora.families.model import Model
 from difflora.formats import write
-from difflora.inject import Injected, injected
+from difflora.inject import Injected, injected, targets
 from difflora.prompts import escape
+from difflora.recipe import Request
 from difflora.training import checkpoint as checkpoints
 from difflora.training.config import TrainConfig
 from difflora.training.examples import Examples, Inputs
@@ -28,15 +30,18 @@ from difflora.training.facts import meta
 from difflora.training.identity import identity, require_same_run, resume_notes
 from difflora.training.loss import Diffusion, Noised
 from difflora.training.machine import Machine, environment, start_machine
-from difflora.training.optimizers import make_optimizer
-from difflora.training.preview import draw_previews
-from difflora.training.results import Results, write_record
+from difflora.training.optimizers import make_optimizer, require_optimizer
+from difflora.training.preview import draw_previews, preview_requests
+from difflora.training.results import Results, set_aside, write_record
 from difflora.training.schedules import total_steps
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """What a step needs. `first_step` counts the steps done before; `rates` are those of its groups."""
+    """What a step needs.
+
+    `first_step` counts the steps done before; `rates` are those of its groups; `previews` are what is drawn.
+    """
 
     config: TrainConfig
     results: Results
@@ -51,6 +56,7 @@ class Run:
     scaler: torch.amp.GradScaler
     total: int
     first_step: int
+    previews: tuple[Request, ...]
     notes: tuple[str, ...]
 
     def predict(self, noised: Noised, inputs: Inputs) -> Tensor:
@@ -85,27 +91,45 @@ class Run:
             base = self.predict(
                 replace(noised, noisy=noised.noisy[rows], timesteps=noised.timesteps[rows]), alike
             )
-        target = noised.target.clone()
-        target[rows] = base.to(target)
+        target = noised.target.to(base.device, copy=True)
+        target[rows] = base.to(target.dtype)
         return replace(noised, target=target)
 
-    def checkpoint(self, step: int) -> Path | None:
-        """Saves the state after `step` steps; returns the folder, or None on processes that do not write."""
-        folder = None
+    def set_aside(self) -> tuple[str, ...]:
+        """Makes room for an overwriting run; returns notes on where the adapter lies that it replaces."""
         if self.machine.is_main:
-            manifest = checkpoints.Manifest(
-                step=step,
-                config=identity(self.config, self.machine),
-                dataset=self.dataset.fingerprint,
-                base=self.model.facts.sha256,
-                environment=environment(self.machine),
-                threads=torch.get_num_threads(),
-                processes=self.machine.processes,
-                scaler_state=self.scaler.state_dict(),
-            )
-            adapter, keep = self._adapter(step, torch.float32), self.config.keep_checkpoints
-            root = self.results.checkpoints
-            folder = checkpoints.save(root, adapter, self.optimizer, manifest=manifest, keep=keep)
+            set_aside(self.results)
+        self.machine.accelerator.wait_for_everyone()
+        kept, place = self.results.replaced, self.results.adapter
+        return (f"{place} is kept as {kept} until this training has finished",) if kept.exists() else ()
+
+    def is_saved(self, step: int) -> bool:
+        """Whether the state after `step` steps is on disk without more ado: the same on all processes."""
+        return step in (self.first_step, self.total) or step % self.config.save_every == 0
+
+    def save(self, step: int) -> Path | None:
+        """Saves the state after `step` steps; returns the folder, or None on processes that do not write."""
+        if not self.machine.is_main:
+            return None
+        manifest = checkpoints.Manifest(
+            step=step,
+            config=identity(self.config, self.machine),
+            dataset=self.dataset.fingerprint,
+            base=self.model.facts.sha256,
+            environment=environment(self.machine),
+            threads=torch.get_num_threads(),
+            processes=self.machine.processes,
+            scaler_state=self.scaler.state_dict(),
+            vae=self.model.facts.vae_sha256,
+        )
+        adapter, keep = self._adapter(step, torch.float32), self.config.keep_checkpoints
+        return checkpoints.save(
+            self.results.checkpoints, adapter, self.optimizer, manifest=manifest, keep=keep
+        )
+
+    def checkpoint(self, step: int) -> Path | None:
+        """`save`, for which all processes wait."""
+        folder = self.save(step)
         self.machine.accelerator.wait_for_everyone()
         return folder
 
@@ -134,16 +158,10 @@ class Run:
 
     def draw_previews(self, step: int) -> list[Path]:
         """Draws the previews with the factors as they are now; returns the files."""
-        captions = dict.fromkeys(
-            with_trigger(item.caption, self.config.trigger) for item in self.dataset.items
-        )
-        prompts = (
-            self.config.preview_prompts or [escape(text) for text in captions][: self.config.preview_count]
-        )
         idle = _idle_parts(self.model, self.examples)
-        _move(idle, self.machine.device)
         try:
-            return draw_previews(self.model, prompts, self.config, folder=self.results.previews, step=step)
+            _move(idle, self.machine.device)
+            return draw_previews(self.model, self.previews, folder=self.results.previews, step=step)
         finally:
             _move(idle, torch.device("cpu"))
 
@@ -160,10 +178,11 @@ class Run:
             cause = "the base has weights that are not finite: its file is damaged"
         else:
             cause = f"numbers left the range of {self.machine.dtype}: try precision='fp32', or learn slower"
+        newest = checkpoints.newest_step(self.results.checkpoints)
         kept = (
-            f"The last checkpoint in {self.results.checkpoints} is untouched"
-            if step
-            else "Nothing was written"
+            f"The checkpoint of step {newest} in {self.results.checkpoints} is untouched"
+            if newest is not None
+            else "There is no checkpoint yet"
         )
         return f"step {step + 1} of {self.total}: loss or gradient is {value}: {cause}. {kept}."
 
@@ -181,21 +200,27 @@ def prepared(config: TrainConfig, results: Results) -> Iterator[Run]:
     """Scans the folder, loads the base, fills the caches, attaches the factors and finds the newest
     checkpoint.
 
-    Problems of the folder are raised before the base is loaded. On leaving, the model is as it was loaded.
+    Problems of the folder, of the previews and of the machine are raised before the base is loaded, those of
+    options with the base before the first image is encoded. An overwriting run takes no notice of what is
+    there. On leaving, the model is as it was loaded.
     """
     dataset = scan(config)
+    previews = _previews(config, dataset)
     config.output.mkdir(parents=True, exist_ok=True)
     machine = start_machine(config)
-    checkpoint = checkpoints.latest(results.checkpoints)
+    require_optimizer(config, machine.device)
+    checkpoint = None if config.overwrite else checkpoints.latest(results.checkpoints)
     if checkpoint is not None and config.threads is None:
         torch.set_num_threads(checkpoint.manifest.threads)
     model = _load(config, machine)
+    _require_possible(config, model)
     if checkpoint is not None:
         require_same_run(checkpoint, config, machine=machine, dataset=dataset, model=model)
     buckets = assign_by(dataset.sizes, config, native=model.facts.resolution)
     examples = Examples(config, dataset, buckets=buckets, model=model, processes=machine.processes)
     examples.prepare()
     _move(_idle_parts(model, examples), torch.device("cpu"))
+    machine.forget_peak()
     batches = examples.batches_per_epoch
     machine.accelerator.init_trackers(config.name)
     try:
@@ -205,7 +230,7 @@ def prepared(config: TrainConfig, results: Results) -> Iterator[Run]:
             if checkpoint is not None:
                 factors.restore(checkpoint.adapter())
                 checkpoint.load_optimizer(optimizer)
-                scaler.load_state_dict(checkpoint.manifest.scaler_state)
+                _restore_scaler(scaler, checkpoint)
             yield Run(
                 config=config,
                 results=results,
@@ -220,10 +245,36 @@ def prepared(config: TrainConfig, results: Results) -> Iterator[Run]:
                 scaler=scaler,
                 total=total_steps(config, batches_per_epoch=batches, accumulation=config.accumulation),
                 first_step=checkpoint.manifest.step if checkpoint else 0,
+                previews=previews,
                 notes=_notes(checkpoint, machine, dataset),
             )
     finally:
         machine.accelerator.end_training()
+
+
+def _previews(config: TrainConfig, dataset: Dataset) -> tuple[Request, ...]:
+    """What previews are drawn of: the prompts that were given, or the captions of the first images."""
+    if config.preview_every is None:
+        return ()
+    captions = dict.fromkeys(with_trigger(item.caption, config.trigger) for item in dataset.items)
+    prompts = config.preview_prompts or [escape(text) for text in captions][: config.preview_count]
+    return preview_requests(config, prompts, clip_skip=config.clip_skip)
+
+
+def _require_possible(config: TrainConfig, model: Model) -> None:
+    """Raises ConfigError if the options select no layer of the base, or a text layer that it has not."""
+    targets(model, config)
+    encode(model, [""], clip_skip=config.clip_skip)
+
+
+def _restore_scaler(scaler: torch.amp.GradScaler, checkpoint: checkpoints.Checkpoint) -> None:
+    """Puts the scale of the loss back.
+
+    A run that had none, for it was not in fp16, gets a new one: what was learned is in float32 in any case,
+    and the scale finds its height by itself.
+    """
+    if checkpoint.manifest.scaler_state:
+        scaler.load_state_dict(checkpoint.manifest.scaler_state)
 
 
 def _idle_parts(model: Model, examples: Examples) -> list[nn.Module]:
@@ -251,6 +302,8 @@ def _load(config: TrainConfig, machine: Machine) -> Model:
         vae=config.vae,
         attention=config.attention,
     )
+    # It works once an image, and those of SD 1.x leave the range of float16 at times.
+    model.pipeline.vae.float()
     if config.gradient_checkpointing:
         model.pipeline.unet.enable_gradient_checkpointing()
     return model

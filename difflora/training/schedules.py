@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 ScheduleName = Literal["constant", "cosine", "linear"]
 
@@ -26,7 +26,7 @@ class ScheduleOptions(BaseModel):
         ge=1,
         description="Optimizer steps in all. Give steps or epochs, not both; else the preset decides.",
     )
-    epochs: float | None = Field(
+    epochs: FiniteFloat | None = Field(
         None, gt=0, description="Passes over all images (repeats counted) instead of steps."
     )
     schedule: ScheduleName = Field("cosine", description="Course of the learning rate after the warm-up.")

@@ -4,10 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from difflora.data.captions import caption_for, with_trigger, without_trigger
+from difflora.data.captions import caption_for, read_caption, with_trigger, without_trigger
 from difflora.data.dataset import Item
 from difflora.data.options import DataOptions
 from difflora.data.plan import Sample
+from difflora.errors import ConfigError, DataError
+from difflora.recipe import Request
 
 TAGS = "one, two, three, four, five, six"
 
@@ -61,6 +63,20 @@ def test_a_caption_without_its_trigger(caption, trigger, instead, expected):
 def test_what_has_lost_its_trigger_does_not_have_it_again(caption):
     lost = without_trigger(with_trigger(caption, "ohwx"), "ohwx")
     assert "ohwx" not in lost.lower() and without_trigger(lost, "ohwx") == lost
+
+
+def test_a_caption_that_is_read_can_be_drawn(tmp_path):
+    """A control character that a request refuses is refused in a caption as well, those of C1 too."""
+    for code in range(0x100):
+        (tmp_path / "x.txt").write_text(f"a red{chr(code)}hat", encoding="utf-8", newline="")
+        try:
+            Request(prompt=read_caption(tmp_path / "x.txt"))
+        except DataError:
+            with pytest.raises(ConfigError):
+                Request(prompt=f"a red{chr(code)}hat")
+    (tmp_path / "x.txt").write_text("a red\x85hat", encoding="utf-8")
+    with pytest.raises(DataError, match=r"control character '\\x85'"):
+        read_caption(tmp_path / "x.txt")
 
 
 def test_without_options_a_caption_is_itself():

@@ -37,6 +37,15 @@ def test_data_is_required_and_options_are_frozen():
         options.repeats = 2  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def test_the_home_folder_is_meant_by_a_tilde(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    monkeypatch.setenv("USERPROFILE", "/home/ann")
+    options = DataOptions(data=Path("~/cats"), cache_latents="disk", cache_folder=Path("~/cache"))
+    assert (options.data, options.cache_folder) == (Path("/home/ann/cats"), Path("/home/ann/cache"))
+    with pytest.raises(ValidationError, match="no home folder is known"):
+        DataOptions(data=Path("~nobody-of-that-name/cats"))
+
+
 def test_small_slips_are_mended():
     options = DataOptions(data=Path("x"), caption_extension="tags", trigger=" ohwx \n cat ")
     assert (options.caption_extension, options.trigger) == (".tags", "ohwx cat")

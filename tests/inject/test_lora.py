@@ -1,6 +1,7 @@
 """Trainable factors: nothing changes before the first step, and gradients are those of PEFT."""
 
 import itertools
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,8 @@ from difflora.apply import applied
 from difflora.errors import CheckpointError, ConfigError
 from difflora.families.model import Model
 from difflora.inject import TARGETS, NetworkOptions, injected, targets
+from difflora.inject.lora import TrainedLoRA
+from difflora.inject.trainable import Layer
 
 
 def unet_output(model: Model, *, grad: bool = False) -> torch.Tensor:
@@ -78,6 +81,22 @@ def test_start_is_a_pure_function_of_the_seed(shapes_model: Model) -> None:
     one, more = start(1), start(1, "attn+ff")
     (a,), (b,) = one.modules[path := next(iter(one.modules))], more.modules[path]
     assert torch.equal(a.tensors()["down"], b.tensors()["down"])
+
+
+def test_where_factors_start_is_not_kept_beside_them(
+    shapes_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[weakref.ref[torch.Tensor]] = []
+    usual = TrainedLoRA.start
+
+    def watched(layer: Layer) -> dict[str, torch.Tensor]:
+        start = usual(layer)
+        starts.extend(map(weakref.ref, start.values()))
+        return start
+
+    monkeypatch.setattr(TrainedLoRA, "start", staticmethod(watched))
+    with injected(shapes_model, NetworkOptions(rank=2, train_text_encoder=True), seed=0) as factors:
+        assert len(starts) == 2 * len(factors.factors) and not any(start() is not None for start in starts)
 
 
 def test_gradients_and_outputs_are_those_of_peft(shapes_model: Model, shapes_folder) -> None:

@@ -173,6 +173,24 @@ def test_pissa_of_more_terms_than_the_layer_has_keeps_the_rest_at_zero() -> None
     assert torch.allclose(delta, expected - module.weight, atol=1e-5)
 
 
+def test_pissa_finds_its_directions_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine LAPACK on two threads was 200 times slower."""
+    threads: list[int] = []
+    svd = torch.linalg.svd
+
+    def watched(*args, **kwargs):
+        threads.append(torch.get_num_threads())
+        return svd(*args, **kwargs)
+
+    monkeypatch.setattr(torch.linalg, "svd", watched)
+    torch.set_num_threads(2)
+    try:
+        trainable("lora", "pissa", layer("linear"))
+        assert threads == [1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_pissa_in_half_precision_loses_little_of_a_small_change() -> None:
     """The difference of two products in float16 would be off by the rounding of the whole weight."""
     trained = trainable("lora", "pissa", layer("linear"), rank=4, move=1e-3)

@@ -68,6 +68,40 @@ def test_contradictions_are_refused(shapes_folder: Path, changes: dict, words: s
         configure({key: value for key, value in given(shapes_folder, **changes).items() if value is not None})
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"betas": (1.0, 0.9)}, "betas.0: .*less than 1"),
+        ({"betas": (0.9, -0.1)}, "betas.1: .*greater than or equal to 0"),
+        ({"steps": None, "epochs": float("inf")}, "epochs: .*finite"),
+        ({"alpha": float("inf")}, "alpha: .*finite"),
+        ({"min_snr_gamma": float("inf")}, "min_snr_gamma: .*finite"),
+        ({"max_grad_norm": float("inf")}, "max_grad_norm: .*finite"),
+        ({"resolution": 200, "bucket_step": 64}, "resolution 200 is no multiple of bucket_step 64"),
+        ({"resolution": 504}, "resolution 504 is no multiple of bucket_step 64"),
+        ({"resolution": 512, "max_bucket_edge": 256}, "bucket edges must enclose the resolution"),
+        ({"preview_prompts": ["a hat", "a [red:blue:5] hat"]}, r"preview 2, 'a \[red.*at character 3"),
+        ({"preview_prompts": ["a <lora:neon:1>"]}, "preview 1, .*adapters are named in the prompt only"),
+        ({"preview_prompts": ["a \x9b hat"]}, r"preview 1, .*U\+009B"),
+        ({"preview_prompts": ["a", "b"], "preview_seed": 2**63 - 1}, "preview 2, 'b': .*seed"),
+    ],
+)
+def test_what_no_training_can_use_is_refused(shapes_folder: Path, changes: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=f"(?s){words}"):
+        configure(given(shapes_folder, **{"steps": 1, **changes}))
+
+
+def test_sizes_without_buckets_need_no_step(shapes_folder: Path) -> None:
+    assert configure(given(shapes_folder, steps=1, resolution=504, buckets=False)).resolution == 504
+
+
+def test_the_home_folder_is_meant_by_a_tilde(shapes_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, "/home/ann")
+    config = configure(given(shapes_folder, steps=1, data="~/cats", output="~/out"))
+    assert (config.data, config.output) == (Path("/home/ann/cats"), Path("/home/ann/out"))
+
+
 def test_a_configuration_is_frozen(shapes_folder: Path) -> None:
     config = configure(given(shapes_folder, preset="subject"))
     with pytest.raises(ValueError, match="frozen"):

@@ -12,7 +12,6 @@ from difflora.errors import (
     CheckpointError,
     ConfigError,
     DataError,
-    PromptError,
     TrainingError,
 )
 from difflora.formats import read
@@ -182,13 +181,6 @@ def test_an_interrupted_overwriting_run_continues_without_the_flag(small) -> Non
     assert not list(small().output.glob("*.replaced"))
 
 
-def test_a_preview_that_fails_loses_nothing(small) -> None:
-    config = small(preview_every=6, preview_prompts=("a [red:blue:5]",))
-    with pytest.raises(PromptError):
-        list(train(config))
-    assert (config.output / "small.safetensors").exists()
-
-
 def test_when_every_checkpoint_is_damaged_nothing_is_overwritten(small) -> None:
     stop_after(small(), 4)
     for folder in config_checkpoints(small()):
@@ -240,7 +232,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_cause_and_reaches_no_file
         return model
 
     monkeypatch.setattr(run_module, "load", damaged)
-    with pytest.raises(TrainingError, match=r"step 1 of 6.*nan.*the base has weights that are not finite"):
+    with pytest.raises(TrainingError, match=r"step 1 of 6.*nan.*not finite: its file.*no checkpoint yet"):
         list(train(small()))
     assert not list(small().output.rglob("*.safetensors"))
 
