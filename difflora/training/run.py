@@ -218,9 +218,7 @@ def prepared(config: TrainConfig, results: Results) -> Iterator[Run]:
         require_same_run(checkpoint, config, machine=machine, dataset=dataset, model=model)
     buckets = assign_by(dataset.sizes, config, native=model.facts.resolution)
     examples = Examples(config, dataset, buckets=buckets, model=model, processes=machine.processes)
-    examples.prepare()
-    _move(_idle_parts(model, examples), torch.device("cpu"))
-    machine.forget_peak()
+    _fill(examples, model, machine)
     batches = examples.batches_per_epoch
     machine.accelerator.init_trackers(config.name)
     try:
@@ -275,6 +273,17 @@ def _restore_scaler(scaler: torch.amp.GradScaler, checkpoint: checkpoints.Checkp
     """
     if checkpoint.manifest.scaler_state:
         scaler.load_state_dict(checkpoint.manifest.scaler_state)
+
+
+def _fill(examples: Examples, model: Model, machine: Machine) -> None:
+    """Fills the caches, without the UNet on the GPU, which has no part in that, and leaves there what
+    training needs: for cards that hold no more than one of the two."""
+    unet = [model.pipeline.unet]
+    _move(unet, torch.device("cpu"))
+    examples.prepare()
+    _move(_idle_parts(model, examples), torch.device("cpu"))
+    _move(unet, machine.device)
+    machine.forget_peak()
 
 
 def _idle_parts(model: Model, examples: Examples) -> list[nn.Module]:

@@ -178,3 +178,18 @@ def test_on_a_gpu_no_run_is_said_to_go_on_byte_for_byte(monkeypatch: pytest.Monk
     notes = resume_notes(Checkpoint(Path("x"), manifest), machine, 1)
     assert [note for note in notes if "byte for byte" in note] == list(notes[1:])
     assert len(notes) == (1 if device == "cpu" else 2)
+
+
+def test_the_unet_leaves_the_gpu_while_the_caches_are_filled(small, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def move(parts: Any, device: torch.device) -> None:
+        done.extend(f"{type(part).__name__} to {device}" for part in parts)
+
+    monkeypatch.setattr(run_module, "_move", move)
+    monkeypatch.setattr(Examples, "prepare", lambda self: done.append("filled"))
+    config = small()
+    with prepared(config, results_of(config)):
+        assert done[0] == "UNet2DConditionModel to cpu" and done[1] == "filled"
+        assert done[-1] == "UNet2DConditionModel to cpu"
+        assert {"AutoencoderKL to cpu", "CLIPTextModel to cpu"} <= set(done[2:-1])
