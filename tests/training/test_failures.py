@@ -115,7 +115,7 @@ def test_a_preview_that_fails_becomes_a_note_and_the_training_goes_on(
 def test_room_for_a_preview_that_is_not_there_becomes_a_note_too(
     small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failing(monkeypatch, run_module, "_move", call=2, error=FULL)
+    failing(monkeypatch, run_module, "_move", call=4, error=FULL)  # three before the first step
     reports = list(train(small(preview_every=3, preview_count=1, preview_steps=1)))
     assert "no previews after step 3" in reports[2].notes[0] and len(reports[5].previews) == 1
 
