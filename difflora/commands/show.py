@@ -63,7 +63,7 @@ def run(words: Sequence[str]) -> int:
 
 def _model(flags: Flags) -> int:
     from difflora.commands.show_model import model_document
-    from difflora.families.outline import outline
+    from difflora.families.outlines import outline
 
     return print_json(model_document(outline(flags.target))) if flags.json else _print(_model_lines(flags))
 
@@ -91,7 +91,7 @@ def _file(flags: Flags, path: Path) -> int:
 
 def _model_lines(flags: Flags) -> list[str]:
     from difflora.commands.show_model import layer_lines, model_lines
-    from difflora.families.outline import outline
+    from difflora.families.outlines import outline
 
     model = outline(flags.target)
     if flags.targets is not None:

@@ -156,7 +156,7 @@ def _strength(adapter: Adapter) -> dict[str, str]:
 
 def fit_lines(adapter: Adapter, base: str) -> list[str]:
     """Whether the adapter fits a base. Raises FitError naming every module that does not."""
-    from difflora.families.outline import outline
+    from difflora.families.outlines import outline
     from difflora.fit import fits
 
     model = outline(base)

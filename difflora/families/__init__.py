@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from difflora.families.hardware import Usage, usage
     from difflora.families.loading import load
     from difflora.families.model import BaseFacts, Model
-    from difflora.families.outline import outline
+    from difflora.families.outlines import outline
 
 FAMILIES: tuple[Family, ...] = (SD1, SDXL, FLUX, SD3)
 
@@ -40,7 +40,7 @@ __all__ = [
 _HOMES = {
     "identify": "detect",
     "load": "loading",
-    "outline": "outline",
+    "outline": "outlines",
     "BaseFacts": "model",
     "Model": "model",
     "Usage": "hardware",
