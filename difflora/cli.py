@@ -81,7 +81,11 @@ def _guarded(verb: str, words: Sequence[str]) -> int:
 
 
 def _message(error: Exception) -> str:
-    """An error in words that its reader can act on."""
+    """An error in words that its reader can act on, and what was noted of it on its way."""
+    return "\n".join([_words(error), *getattr(error, "__notes__", [])])
+
+
+def _words(error: Exception) -> str:
     if isinstance(error, DiffloraError):
         return f"error: {error}"
     if isinstance(error, OSError) and error.filename:

@@ -22,10 +22,10 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Notes the first SIGINT or SIGTERM instead of dying in the middle of a step, and says so on stderr; a
-    second one acts at once.
+    """Notes the first SIGINT and the first SIGTERM instead of dying in the middle of a step, and says so on
+    stderr; a second one of the same acts at once.
 
-    Outside the main thread (a web UI's worker) signals cannot be caught, and none are.
+    One of each is one wish: Ctrl-C reaches the whole group of a page, which then ends its worker. Outside the main thread (a web UI's worker) signals cannot be caught, and none are.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -35,10 +35,11 @@ def stop_request() -> Iterator[StopRequest]:
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: FrameType | None) -> None:
-        request.signal = signal.Signals(number)
-        for known, handler in previous.items():
-            signal.signal(known, handler)
-        _say("stopping after this step; once more stops at once")
+        is_first = not request
+        request.signal = request.signal or signal.Signals(number)
+        signal.signal(number, previous[signal.Signals(number)])
+        if is_first:
+            _say("stopping after this step; once more stops at once")
 
     for number in previous:
         signal.signal(number, note)

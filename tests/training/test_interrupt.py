@@ -35,6 +35,13 @@ def test_the_first_signal_is_noted_and_told_and_the_second_acts(capfd: pytest.Ca
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_one_signal_of_each_sort_is_one_wish(capfd: pytest.CaptureFixture[str]) -> None:
+    with stop_request() as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.signal == signal.SIGINT and capfd.readouterr().err.count(SAID) == 1
+
+
 def test_before_the_first_step_a_signal_ends_the_run_at_once(small, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(examples: Examples) -> None:
         signal.raise_signal(signal.SIGINT)

@@ -16,6 +16,7 @@ from webui.work.desk import FROZEN, Cancelled, Desk, Done, Ended
 
 COURSE = "course.json"
 CURVE = 400  # points of the loss that are kept for the plot
+NOTES = 3  # how many of the last are shown
 _PREVIEW = "step-"
 
 
@@ -58,6 +59,7 @@ class _Course:
         self.losses: list[tuple[int, float]] = _past(desk)
         self.files = tuple(sorted(path.name for path in desk.folder.glob(f"{_PREVIEW}*.png")))
         self.adapter = ""
+        self.notes: list[str] = []
         self.started, self.first = time.monotonic(), 0
 
     def follow(self, report: StepReport) -> None:
@@ -67,6 +69,8 @@ class _Course:
             self.losses = [point for point in self.losses if point[0] < report.step]
             self.files = tuple(name for name in self.files if step_of(name) < report.step)
         self.losses.append((report.step, report.loss))
+        output = self.desk.settings.output  # where that lies is nobody's business
+        self.notes += [note.replace(str(output), output.name) for note in report.notes]
         for preview in report.previews:
             name = f"{_PREVIEW}{report.step:06}-{len(self.files):03}.png"
             shutil.copyfile(preview, self.desk.folder / name)
@@ -87,9 +91,11 @@ class _Course:
             ) from None
 
     def result(self) -> str:
-        """JSON with the name of the adapter, "" before the end, and the loss over the steps."""
+        """JSON with the name of the adapter, "" before the end, the loss over the steps, and the last of what
+        the training had to say."""
         every = -(-len(self.losses) // CURVE)
-        return json.dumps({"adapter": self.adapter, "loss": self.losses[::every]})
+        course = {"adapter": self.adapter, "loss": self.losses[::every], "notes": self.notes[-NOTES:]}
+        return json.dumps(course)
 
 
 def step_of(preview: str) -> int:
