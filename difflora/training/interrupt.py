@@ -25,7 +25,8 @@ def stop_request() -> Iterator[StopRequest]:
     """Notes the first SIGINT and the first SIGTERM instead of dying in the middle of a step, and says so on
     stderr; a second one of the same acts at once.
 
-    One of each is one wish: Ctrl-C reaches the whole group of a page, which then ends its worker. Outside the main thread (a web UI's worker) signals cannot be caught, and none are.
+    One of each is one wish: Ctrl-C reaches the whole group of a page, which then ends its worker. Outside the
+    main thread (a web UI's worker) signals cannot be caught, and none are.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
