@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
-
-from torch import Tensor
 
 from difflora.adapter import Adapter
 from difflora.errors import FitError, NeedsBase, listing
@@ -14,7 +12,7 @@ from difflora.kinds import Kind
 from difflora.vocabulary import word_problem
 
 if TYPE_CHECKING:
-    from difflora.families.model import Model
+    from difflora.families.model import BaseFacts, Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,34 +57,47 @@ class FitReport:
 def fits(adapter: Adapter, model: Model) -> FitReport:
     """Which modules and words of `adapter` fit `model`; raises nothing. `report.require()` turns a misfit
     into an error."""
-    shapes = model.shapes()
-    matched, missing, misshapen = [], [], {}
-    for path, kinds in sorted(adapter.modules.items()):
-        if path not in shapes:
-            missing.append(path)
-            continue
-        bias = model.module(path)._parameters.get("bias")
-        reasons = [reason for kind in kinds if (reason := _reason(kind, shapes[path], bias))]
-        if reasons:
-            misshapen[path] = "; ".join(reasons)
-        else:
-            matched.append(path)
-    name = f"{model.facts.name} ({model.facts.variant})"
+    modules = modules_fit(
+        adapter,
+        model.facts,
+        model.shapes(),
+        has_bias=lambda path: model.module(path)._parameters.get("bias") is not None,
+    )
     reasons = {word: word_problem(vectors, model) for word, vectors in sorted(adapter.tokens.items())}
-    return FitReport(
-        adapter.meta.name,
-        name,
-        tuple(matched),
-        tuple(missing),
-        misshapen,
+    return replace(
+        modules,
         words=tuple(word for word, reason in reasons.items() if reason is None),
         misfit_words={word: reason for word, reason in reasons.items() if reason is not None},
     )
 
 
-def _reason(kind: Kind, shape: tuple[int, ...], bias: Tensor | None) -> str | None:
-    """Why `kind` cannot change a layer with a weight of `shape` and this bias; None if it can."""
-    if (reason := kind.problem(shape)) or bias is not None:
+def modules_fit(
+    adapter: Adapter,
+    facts: BaseFacts,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    has_bias: Callable[[str], bool],
+) -> FitReport:
+    """Which modules of `adapter` fit a base, loaded or not: `shapes` are those of its weights by path, and
+    `has_bias` tells of each of these whether the layer has a bias. Words are not looked at."""
+    matched, missing, misshapen = [], [], {}
+    for path, kinds in sorted(adapter.modules.items()):
+        if path not in shapes:
+            missing.append(path)
+            continue
+        with_bias = has_bias(path)
+        reasons = [reason for kind in kinds if (reason := _reason(kind, shapes[path], has_bias=with_bias))]
+        if reasons:
+            misshapen[path] = "; ".join(reasons)
+        else:
+            matched.append(path)
+    where = f"{facts.name} ({facts.variant})"
+    return FitReport(adapter.meta.name, where, tuple(matched), tuple(missing), misshapen)
+
+
+def _reason(kind: Kind, shape: tuple[int, ...], *, has_bias: bool) -> str | None:
+    """Why `kind` cannot change a layer with a weight of `shape`, with or without a bias; None if it can."""
+    if (reason := kind.problem(shape)) or has_bias:
         return reason
     try:
         changes_bias = kind.bias_delta(None) is not None

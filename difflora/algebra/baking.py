@@ -21,11 +21,10 @@ from difflora.adapter import Stack
 from difflora.algebra.checkpoints import Checkpoint, Stored, open_checkpoint, part_of
 from difflora.algebra.report import Report
 from difflora.apply.merged import bias_change
-from difflora.errors import ApplyError, NeedsBase
+from difflora.errors import ApplyError
 from difflora.families.model import Model
 from difflora.files import fsync_folder, replacing
-from difflora.fit import FitReport
-from difflora.kinds import Kind
+from difflora.fit import modules_fit
 
 # Weights in forms that are not changed, and would contradict those that are.
 _OTHER_WEIGHTS = frozenset(
@@ -52,7 +51,11 @@ def bake(base: Model | str | Path, stack: Stack, out: str | os.PathLike[str]) ->
     if os.path.lexists(target):
         raise ApplyError(f"{target} is there already; give a new name for the model to be written")
     checkpoint = open_checkpoint(base)
-    _require_fits(stack, checkpoint)
+    shapes = checkpoint.shapes()
+    for adapter, _ in stack:
+        modules_fit(
+            adapter, checkpoint.facts, shapes, has_bias=lambda path: (path, "bias") in checkpoint.by_path
+        ).require()
     if checkpoint.root.is_dir() and target.resolve().is_relative_to(checkpoint.root.resolve()):
         raise ApplyError(f"{target} lies inside the base; give a place beside it for the model to be written")
     baker = _Baker(stack)
@@ -64,36 +67,6 @@ def bake(base: Model | str | Path, stack: Stack, out: str | os.PathLike[str]) ->
             _copy(checkpoint.root, file)
             baker.write(file, checkpoint.root, checkpoint.tensors)
     return target, baker.report(left_out)
-
-
-def _require_fits(stack: Stack, checkpoint: Checkpoint) -> None:
-    """What `fits` says of a loaded model, said of files."""
-    shapes = checkpoint.shapes()
-    where = f"{checkpoint.facts.name} ({checkpoint.facts.variant})"
-    for adapter, _ in stack:
-        matched, missing, misshapen = [], [], {}
-        for path, kinds in sorted(adapter.modules.items()):
-            if path not in shapes:
-                missing.append(path)
-                continue
-            has_bias = (path, "bias") in checkpoint.by_path
-            reasons = [reason for kind in kinds if (reason := _misfit(kind, shapes[path], has_bias=has_bias))]
-            if reasons:
-                misshapen[path] = "; ".join(reasons)
-            else:
-                matched.append(path)
-        FitReport(adapter.meta.name, where, tuple(matched), tuple(missing), misshapen).require()
-
-
-def _misfit(kind: Kind, shape: tuple[int, ...], *, has_bias: bool) -> str | None:
-    """Why `kind` cannot change a layer with a weight of `shape`, with or without a bias; None if it can."""
-    if (reason := kind.problem(shape)) or has_bias:
-        return reason
-    try:
-        changes_bias = kind.bias_delta(None) is not None
-    except NeedsBase:
-        changes_bias = True
-    return f"a {kind.name} changes the bias, but the layer has none" if changes_bias else None
 
 
 @dataclass(eq=False)
