@@ -13,6 +13,7 @@ os.environ.update(
 )
 
 import random
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ import torch
 from hypothesis import settings
 
 from difflora.families.model import Model
+from tests.commandline import Cli, verbs
 
 SHAPES = Path(__file__).parents[1] / "sample_data" / "shapes-sd"
 
@@ -53,6 +55,13 @@ def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """One verb of the command line, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["difflora"])
+    return verbs(capsys)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from PIL import Image
 import difflora.cli
 from difflora import Adapter, AdapterMeta, Model, Stack, fits, load, read, write
 from difflora.kinds import Full, LoRA, Norm
-from tests.commandline import Cli, verbs
+from tests.commandline import Cli
 
 SHAPES = str(Path(__file__).parents[1] / "sample_data" / "shapes-sd")
 PATHS = (
@@ -23,12 +22,6 @@ PATHS = (
     "text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
 )
 NORM = "unet.down_blocks.0.resnets.0.norm1"
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    monkeypatch.setattr(sys, "argv", ["difflora"])
-    return verbs(capsys)
 
 
 def random_adapter(model: Model, name: str, *, rank: int, seed: int, paths: Sequence[str] = PATHS) -> Adapter:

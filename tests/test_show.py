@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,17 +13,11 @@ from safetensors.torch import save_file
 from difflora import Adapter, AdapterMeta, write
 from difflora.kinds import LoRA
 from difflora.recipe import Recipe, RecipeAdapter, Request, png_text
-from tests.commandline import Cli, verbs
+from tests.commandline import Cli
 
 SHAPES = str(Path(__file__).parents[1] / "sample_data" / "shapes-sd")
 PATH = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 FILE = "pytorch_lora_weights.safetensors"
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    monkeypatch.setattr(sys, "argv", ["difflora"])
-    return verbs(capsys)
 
 
 def adapter(*, scale: float = 1.0, tokens: dict[str, dict[str, torch.Tensor]] | None = None) -> Adapter:

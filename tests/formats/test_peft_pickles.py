@@ -1,7 +1,6 @@
 """PEFT folders whose tensors are pickles: named with the command that converts them, which does."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,17 +10,11 @@ from difflora.adapter import Adapter, AdapterMeta, same
 from difflora.errors import AdapterFileError
 from difflora.formats import read, write
 from difflora.formats.container import read_tensors
-from tests.commandline import Cli, verbs
+from tests.commandline import Cli
 from tests.kinds.samples import sample
 
 UNET = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 TEXT = "text_encoder.text_model.encoder.layers.0.mlp.fc1"
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    monkeypatch.setattr(sys, "argv", ["difflora"])
-    return verbs(capsys)
 
 
 def pickled(folder: Path) -> Path:

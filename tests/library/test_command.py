@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,16 +10,14 @@ import torch
 
 from difflora import Adapter, AdapterMeta, write
 from difflora.kinds import LoRA
-from tests.commandline import Cli, verbs
+from tests.commandline import Cli
 
 PATH = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 
 
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    monkeypatch.setattr(sys, "argv", ["difflora"])
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    return verbs(capsys)
 
 
 @pytest.fixture
