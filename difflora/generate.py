@@ -60,8 +60,6 @@ def generate(
     The same call gives the same bytes on the same machine with the same versions, dtype, batch and thread
     count. Raises FitError or ApplyError as `applied` does, PromptError, ConfigError, GenerationError on NaN.
     """
-    if count is not None and count < 1:
-        raise ConfigError(f"count={count}: expected at least 1 image")
     drawn = batches(model, request, stack=stack, mode=mode, count=count, progress=progress, watch=watch)
     return [image for batch in drawn for image in batch]
 
@@ -77,6 +75,8 @@ def batches(
     watch: Watch | None = None,
 ) -> Iterator[list[Image.Image]]:
     """`generate`, batch by batch as they are drawn; the stack is applied until the last one was taken."""
+    if count is not None and count < 1:
+        raise ConfigError(f"count={count}: expected at least 1 image")
     settings = resolved(request, model.facts)
     rows = [Row(settings, (settings.seed + i) % SEEDS, stack) for i in range(count or settings.batch)]
     starts = range(0, len(rows), settings.batch)

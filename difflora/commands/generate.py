@@ -115,14 +115,12 @@ def _draw_again(source: Path, adapters: AdapterOptions, *, base: BaseOptions, ou
 
 def _as_it_was(recipe: Recipe, base: BaseOptions) -> dict[str, Any]:
     """How the base was loaded, where the command line does not say it."""
-    told = {
-        "dtype": recipe.dtype if base.dtype == "auto" else None,
-        "prediction_type": base.prediction_type or recipe.base.prediction_type or None,
-        "zero_terminal_snr": base.zero_terminal_snr,
+    then = {
+        "dtype": recipe.dtype,
+        "prediction_type": recipe.base.prediction_type or None,
+        "zero_terminal_snr": recipe.base.zero_terminal_snr,
     }
-    if base.zero_terminal_snr is None:
-        told["zero_terminal_snr"] = recipe.base.zero_terminal_snr
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in then.items() if getattr(base, name) in ("auto", None)}
 
 
 def _verdict(image: Image.Image, source: Path) -> str:

@@ -91,12 +91,16 @@ def pick_dtype(dtype: str | torch.dtype | None, *, family: Family, device: torch
     if dtype is None:
         if device.type == "cpu":
             return torch.float32
-        emulated = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.float16 if emulated else DTYPES[family.gpu_dtype]
+        return DTYPES[family.gpu_dtype] if has_bfloat16(device) else torch.float16
     chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if chosen is None or chosen not in DTYPES.values():
         raise ConfigError(f"dtype={dtype!r} is not known; use one of: {', '.join(DTYPES)}")
     return chosen
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16 itself: NVIDIA's GPUs before Ampere emulate it."""
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def require_attention(attention: str, device: torch.device) -> None:
@@ -143,19 +147,15 @@ def require_offload(device: torch.device) -> None:
 def place(pipeline: Any, *, device: torch.device, offload: bool) -> None:
     """Moves the pipeline to its device.
 
-    Under offload each component is moved there only while it computes, and the VAE works on tiles and single
-    images: what SDXL needs on a card of 8 GB.
+    Under offload each component is moved there only while it computes, and the VAE works on tiles: what
+    SDXL needs on a card of 8 GB.
     """
     if not offload:
         pipeline.to(device)
         return
     pipeline.enable_model_cpu_offload(device=device)
-    _use_tiles(pipeline.vae)
-
-
-def _use_tiles(vae: Any) -> None:
-    """Tiles of 512 pixels: by its own measure SDXL's VAE takes 1024 at once, which is what has to be cut."""
+    vae = pipeline.vae
     vae.enable_tiling()
-    vae.enable_slicing()
+    # By its own measure SDXL's takes 1024 pixels at once, which is what has to be cut.
     vae.tile_sample_min_size = min(vae.tile_sample_min_size, TILE)
     vae.tile_latent_min_size = min(vae.tile_latent_min_size, TILE // 8)

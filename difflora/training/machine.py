@@ -13,7 +13,7 @@ from torch import Tensor
 
 from difflora.data.plan import share_of
 from difflora.errors import ConfigError
-from difflora.families.hardware import pick_device
+from difflora.families.hardware import has_bfloat16, pick_device
 from difflora.training.config import Precision, TrainConfig
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -103,7 +103,7 @@ def start_machine(config: TrainConfig) -> Machine:
 def pick_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
     """The precision asked for; for auto bf16 on a GPU that computes in it itself, fp16 on another, else fp32.
 
-    A GPU that has to emulate bf16 is slower in it than in float32. Raises ConfigError for fp16 on a CPU.
+    Raises ConfigError for fp16 on a CPU.
     """
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError("precision='fp16' needs a GPU, and the device is the CPU: use 'fp32' or 'bf16'")
@@ -111,7 +111,7 @@ def pick_precision(precision: Precision, device: torch.device) -> Literal["fp32"
         return precision
     if device.type != "cuda":
         return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if has_bfloat16(device) else "fp16"
 
 
 def environment(machine: Machine) -> dict[str, str]:
