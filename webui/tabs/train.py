@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from difflora import PRESETS, DiffloraError, TrainConfig, configure
-from webui.following import FOLLOWING, View, notice, problem, returning, views
+from webui.following import FOLLOWING, View, problem, returning, views
 from webui.forms import Form, filled, form, given
 from webui.jobs import Job
 from webui.parts import images
@@ -142,7 +142,7 @@ def shown(shared: Shared, found: View) -> list[Any]:
     course = _course(shared, job)
     losses = pd.DataFrame(course.get("loss", []), columns=["step", "loss"])
     name = str(course.get("adapter", ""))
-    notes = "".join(notice(html.escape(note)) for note in course.get("notes", []))
+    notes = "".join(f'<div class="note">{html.escape(note)}</div>' for note in course.get("notes", []))
     return [
         job.number,
         found.status + notes,
