@@ -1,36 +1,27 @@
 """Kernels of one SDXL forward pass under a stack, counted without weights: the same on every machine."""
 
-from pathlib import Path
-from types import SimpleNamespace
-
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler
 from peft import LoraConfig
-from torch import nn
 from torch.overrides import TorchFunctionMode
 
-import difflora.families
 from benchmarks.measure import KernelCount, Row
-from benchmarks.peers import ATTENTION
+from benchmarks.peers import ATTENTION, random_unet
 from benchmarks.report import held
 from difflora.adapter import Adapter, AdapterMeta, Stack
 from difflora.apply import applied
-from difflora.families import FAMILIES
-from difflora.families.model import BaseFacts, Model
-from difflora.families.skeleton import skeleton
+from difflora.families.model import Model
 from difflora.inject import NetworkOptions, targets
 from difflora.kinds import LoRA
 
 RANK, ADAPTERS = 16, 8
-CONFIG = Path(difflora.families.__file__).parent / "assets" / "sdxl" / "unet"
 KIND = {"device": "meta", "dtype": torch.bfloat16}
 
 
 @torch.no_grad()
 def kernel_rows() -> list[Row]:
     """SDXL at 1024² with guidance and 8 adapters of rank 16 on its attention, in bfloat16."""
-    model = _sdxl()
+    model = random_unet("sdxl", device=torch.device("meta"), dtype=torch.bfloat16)
     bare = _kernels(model)
     stack = Stack([(_adapter(model, number), 1.0) for number in range(ADAPTERS)])
     with applied(model, stack, mode="live"):
@@ -39,19 +30,6 @@ def kernel_rows() -> list[Row]:
     what = f"kernels of SDXL with {ADAPTERS} adapters (base {bare:,})"
     goal = held(ours, "≤ 3000")
     return [Row(what, f"{ours:,}", f"{peer:,}", ours / peer, "kernels a forward, ours / PEFT's", goal)]
-
-
-def _sdxl() -> Model:
-    family = next(family for family in FAMILIES if family.name == "sdxl")
-    unet = skeleton(CONFIG)
-    assert isinstance(unet, nn.Module)
-    for parameter in unet.parameters():
-        parameter.data = parameter.data.to(torch.bfloat16)
-    pipeline = SimpleNamespace(
-        unet=unet, text_encoder=nn.Module(), text_encoder_2=nn.Module(), scheduler=DDIMScheduler()
-    )
-    facts = BaseFacts("sdxl", "sdxl", "epsilon", False, 1024, "sdxl")
-    return Model(pipeline, family, facts=facts, source="", device=torch.device("meta"))
 
 
 def _adapter(model: Model, number: int) -> Adapter:
