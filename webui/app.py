@@ -77,16 +77,14 @@ def main(flags: Flags) -> int:
             return _add(flags)
         users = _users(flags)
         shared = Shared(_settings(flags), is_shared=flags.listen)
-        server = fastapi.FastAPI(title="difflora", docs_url=None, redoc_url=None, openapi_url=None)
-        app = mounted(server, shared, gate=Gate(users) if users else None)
-        lock = shared.jobs.hold()
-        door = _door(flags)
+        with closing(shared.jobs.hold()), _door(flags) as door:  # what stands in the way is told first
+            server = fastapi.FastAPI(title="difflora", docs_url=None, redoc_url=None, openapi_url=None)
+            app = mounted(server, shared, gate=Gate(users) if users else None)
+            torch.set_num_threads(1)  # the page computes little, and the worker needs the cores
+            _serve(app, door, Supervisor(shared.jobs, shared.settings), browser=flags.browser)
     except DiffloraError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    torch.set_num_threads(1)  # the page computes little, and the worker needs the cores
-    with door, closing(lock):
-        _serve(app, door, Supervisor(shared.jobs, shared.settings), browser=flags.browser)
     return 0
 
 

@@ -135,8 +135,8 @@ def test_images_are_brought_looked_at_and_their_captions_changed(
 
 
 def test_a_training_that_was_stopped_goes_on(page: Any, site: Site) -> None:
-    begin_training(page, "halted", {"Steps": "60", "Rank": "2", "Preview every": "60"})
-    expect(page.locator("#train-status")).to_contain_text(re.compile(r"step \d+ of 60"), timeout=LONG)
+    begin_training(page, "halted", {"Steps": "36", "Rank": "2", "Preview every": "36"})
+    expect(page.locator("#train-status")).to_contain_text(re.compile(r"step \d+ of 36"), timeout=LONG)
     page.locator("#stop").click()
     assert "the state is saved" in ended(page, "#train-status")
     opened(page, site)  # the form is as it was

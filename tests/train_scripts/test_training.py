@@ -191,6 +191,9 @@ def test_one_command_makes_a_base_and_its_clip_from_the_seeds(
     # Looking at what was learned takes longer here than learning it.
     monkeypatch.setattr("train_scripts.shapes.base.preview_sheet", lambda pipeline, file: None)
     monkeypatch.setattr("train_scripts.shapes.base.psnr", lambda vae, images: 0.0)
+    monkeypatch.setattr("train_scripts.shapes.base.reconstruction_sheet", lambda vae, file: None)
+    monkeypatch.setattr("train_scripts.shapes.base.twins_told_apart", lambda clip, tokenizer, data: 0.0)
+    monkeypatch.setattr("train_scripts.shapes.base.settle", lambda vae, seed: None)
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "tokenizer").symlink_to(SHAPES / "tokenizer")
     options = BaseOptions(

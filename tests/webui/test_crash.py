@@ -4,8 +4,6 @@ and of a training not even that."""
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import pytest
 
 from difflora import Request, configure, read, read_recipe, train
 from tests.webui.serving import ROOT, SHAPES, serve
+from webui.app import Flags, main
 from webui.jobs import Job, Jobs
 from webui.settings import Settings
 from webui.work.draw import Draw
@@ -139,6 +138,7 @@ def test_a_training_that_a_restart_interrupts_goes_on_with_the_next_server(
     assert trained(second) == uninterrupted
 
 
+@pytest.mark.slow
 def test_a_training_anew_that_a_restart_interrupts_is_not_begun_anew_again(
     tmp_path: Path, uninterrupted: str
 ) -> None:
@@ -157,7 +157,9 @@ def test_a_training_anew_that_a_restart_interrupts_is_not_begun_anew_again(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGTERM")
-def test_a_page_that_a_service_manager_ends_puts_its_drawing_back(tmp_path: Path) -> None:
+def test_a_page_that_a_service_manager_ends_puts_its_drawing_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with serve(tmp_path) as site:  # ended by SIGTERM, as systemd and docker do
         jobs = Jobs(Settings("", "", tmp_path).jobs)
         request = Request(prompt="a red circle", steps=400, seed=1)
@@ -167,17 +169,11 @@ def test_a_page_that_a_service_manager_ends_puts_its_drawing_back(tmp_path: Path
             assert not now.is_over, now.error
             if now.done >= 2:
                 break
-        other = subprocess.run(
-            [sys.executable, "-m", "webui", "--port", "0", "--output", str(tmp_path)],
-            cwd=ROOT, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-        assert other.returncode == 1 and "another page works in" in other.stderr
-        elsewhere = subprocess.run(
-            [sys.executable, "-m", "webui", "--port", site.url.rstrip("/").rpartition(":")[2],
-             "--output", str(tmp_path / "else")],
-            cwd=ROOT, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-        assert elsewhere.returncode == 1 and "cannot be used" in elsewhere.stderr
+        assert main(Flags(port=0, output=tmp_path)) == 1
+        assert "another page works in" in capsys.readouterr().err
+        port = int(site.url.rstrip("/").rpartition(":")[2])
+        assert main(Flags(port=port, output=tmp_path / "else")) == 1
+        assert "cannot be used" in capsys.readouterr().err
         assert jobs.get(job.number, "local").state == "running", "neither has touched what this one does"
     assert jobs.get(job.number, "local").state == "waiting"
 
