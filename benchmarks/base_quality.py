@@ -96,7 +96,8 @@ def base_sections(
 
 _ABOUT_PROMPTS = (
     "Each names a (shape, colour, background) that the base was never trained on. Shapes are right when as "
-    "many objects as asked for are each in their place; sizes are not judged."
+    "many objects as asked for are each in their place; sizes are not judged. There are some 180 such "
+    "captions of one object, so a few come twice, with other seeds."
 )
 
 

@@ -3,12 +3,13 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.exam import EDGE, HEADS, LOOKS, PLAIN, ROBOT, Seen, answers, said
+from benchmarks.exam import EDGE, HEADS, LOOKS, OTHER, PLAIN, ROBOT, Seen, answers, lessons, said
 from benchmarks.judge import Judge
 from benchmarks.report import Section, held, share
 from difflora.families.model import Model
@@ -56,6 +57,12 @@ def looks(count: int) -> dict[str, tuple[list[Image.Image], list[Seen]]]:
     return pictures | {ROBOT: (robots, [Seen(place, subject=ROBOT) for place in places])}
 
 
+def spoiled(count: int) -> list[tuple[Image.Image, Seen]]:
+    """Pictures of unseen scenes with an object that is no shape of the world, or has two colours."""
+    drawn = lessons(100 * count, seed="unseen spoiled scenes of the benchmarks")
+    return list(islice((one for one in drawn if OTHER in (*one[1].shapes, *one[1].colours)), count))
+
+
 @torch.no_grad()
 def reconstructed(model: Model, images: Sequence[Image.Image]) -> list[Image.Image]:
     """The images after the base's VAE, as 8-bit pictures."""
@@ -89,13 +96,16 @@ def judge_section(judge: Judge, known: Sequence[Known]) -> Section:
     """Each head's accuracy for every look, clean and after the VAE."""
     about = (
         "The judge is a small network trained on the procedural world alone. What it gets right of pictures "
-        "of unseen scenes; backgrounds and colours are asked only where the look shows them."
+        "of unseen scenes; backgrounds and colours are asked only where the look shows them. Spoiled ones "
+        "have an object that is a blob, two shapes in one or of two colours, to be told from all right ones."
     )
     rows = []
     for some in known:
         for how, shown in (("clean", some.images), ("after the VAE", some.decoded)):
             shares = accuracy(judge(shown), some.wanted)
             rows.append((f"{some.look}, {how}", *shares.values()))
+    images, wanted = zip(*spoiled(3 * len(known[0].images)), strict=True)
+    rows.append(("spoiled, in any look", *accuracy(judge(images), wanted).values()))
     return Section("The judge itself", about, ("pictures", *HEADS, WHOLE), tuple(rows))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -70,13 +71,29 @@ def with_goal(one: Share, goal: str) -> str:
 
 
 def this_machine() -> tuple[str, ...]:
-    """Processor, threads, GPU and versions, one line each."""
+    """Processor, threads, GPU, versions and the commit of the code, one line each."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "not run on a GPU"
     return (
         f"{platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}",
         f"GPU: {gpu}",
         ", ".join(f"{name} {version(name)}" for name in LIBRARIES),
+        f"commit {_commit()}",
     )
+
+
+def _commit() -> str:
+    """The commit that is checked out, and whether code or sample data differ from it."""
+    try:
+        commit = _git("rev-parse", "--short", "HEAD")
+        return f"{commit}, changed" if _git("status", "--short", "*.py", "sample_data") else commit
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*words: str) -> str:
+    command = ("git", *words)
+    root = KEPT.parents[1]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def show(sections: Sequence[Section]) -> None:

@@ -37,8 +37,9 @@ def stacking_rows() -> list[Row]:
     """Overhead of a forward pass over the bare base, and the time of a weight change, for each number of
     adapters; what a merged stack costs; and the kernels of a large model."""
     model = base()
-    live = [row for count in COUNTS for row in _rows(_figures(model, count), count)]
-    return [*live, _merged(model), *kernel_rows()]
+    live = {count: _figures(model, count) for count in COUNTS}
+    rows = [row for count, figures in live.items() for row in _rows(figures, count)]
+    return [*rows, *_growth(live[COUNTS[0]], live[COUNTS[-1]]), _merged(model), *kernel_rows()]
 
 
 def _figures(model: Model, count: int) -> Figures:
@@ -107,6 +108,31 @@ def _rows(figures: Figures, count: int) -> list[Row]:
     ]
 
 
+def _growth(fewest: Figures, most: Figures) -> list[Row]:
+    """What the number of adapters changes about the costs."""
+    many = f"{COUNTS[-1]} adapters over {COUNTS[0]}"
+    more = {name: most.kernels[name] - fewest.kernels[name] for name in ("live", "peer")}
+    times = {name: most.change[name].median / fewest.change[name].median for name in ("live", "peer")}
+    return [
+        Row(
+            f"kernels, {many}",
+            f"{more['live']:+}",
+            f"{more['peer']:+}",
+            more["live"] / more["peer"],
+            "further kernels, ours / PEFT's",
+            held(more["live"], "≤ 0 (flat)"),
+        ),
+        Row(
+            f"another weight for one, {many}",
+            f"{times['live']:.1f} times",
+            f"{times['peer']:.1f} times",
+            times["live"] / times["peer"],
+            "times as long, ours / PEFT's",
+            held(times["live"], "≤ 1.25 (independent)"),
+        ),
+    ]
+
+
 def _merged(model: Model) -> Row:
     adapters = [random_adapter(model, seed, rank=RANK) for seed in range(MERGED)]
     # Weights of its own: a merged stack is written into those of the model.
@@ -118,7 +144,8 @@ def _merged(model: Model) -> Row:
         times = interleaved(calls, rounds=ROUNDS)
     ratio = times["merged"].median / times["bare"].median
     what = f"forward with {MERGED} adapters merged, against none"
-    return Row(what, str(times["merged"]), str(times["bare"]), ratio, "time, merged / base alone")
+    meaning, goal = "time, merged / base alone", held(ratio, "≤ 1.05")
+    return Row(what, str(times["merged"]), str(times["bare"]), ratio, meaning, goal)
 
 
 def _kernels(call: Callable[[], object]) -> int:

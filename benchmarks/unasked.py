@@ -8,7 +8,7 @@ from PIL import Image
 
 from benchmarks.exam import COLOUR_HEADS, PLAIN, SHAPE_HEADS, Seen, said
 from benchmarks.painter import Drawn, Painter
-from benchmarks.report import Section, share
+from benchmarks.report import Section, share, with_goal
 from difflora.adapter import Adapter
 from train_scripts.shapes.world import Scene
 
@@ -21,6 +21,7 @@ COLUMNS = (
     "judged as the base's",
     "drift",
 )
+KEEPS_LOOK = "≥ 0.9"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,8 @@ def unasked_row(figures: Unasked) -> tuple[str, ...]:
     same = share([one == two for one, two in zip(figures.base.seen, figures.drawn.seen, strict=True)])
     distances = [drift(one, two) for one, two in zip(figures.base.images, figures.drawn.images, strict=True)]
     away = f"{sum(distances) / len(distances):.1f}"
-    return (figures.name, *map(str, (*plain, *right, same)), away)
+    kept = with_goal(plain[0], KEEPS_LOOK)
+    return (figures.name, kept, *map(str, (plain[1], *right, same)), away)
 
 
 def drift(one: Image.Image, other: Image.Image) -> float:

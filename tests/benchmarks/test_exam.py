@@ -22,7 +22,7 @@ from benchmarks.exam import (
     said,
     seen_from,
 )
-from benchmarks.learning import style_scenes, taught_captions
+from benchmarks.learning import style_scenes, taught_captions, triples
 from benchmarks.subject import subject_prompts
 from train_scripts.shapes.styles import STYLES
 from train_scripts.shapes.unet import training_scenes
@@ -114,6 +114,15 @@ def test_prompts_of_a_style_are_not_captions_of_its_folder(style: str) -> None:
         for size in ("", "small ", "large ")
     }
     assert not sizes & taught
+
+
+def test_prompts_of_a_style_show_nothing_that_its_folder_shows_beside_something_else() -> None:
+    pair = "a small red star left of a blue ring on a green background"
+    assert triples(pair) == [("star", "red", "green"), ("ring", "blue", "green")]
+    scenes = style_scenes(20, ())
+    taught = [f"a pink heart above {scene.caption}" for scene in scenes[:5]]
+    asked = {triples(scene.caption)[0] for scene in style_scenes(20, taught)}
+    assert not asked & {triples(scene.caption)[0] for scene in scenes[:5]} and len(asked) > 10
 
 
 def plain(caption: str) -> str:

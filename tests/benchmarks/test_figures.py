@@ -9,8 +9,8 @@ from PIL import Image
 
 from benchmarks.__main__ import PARTS
 from benchmarks.base_quality import Judged, prompt_rows
-from benchmarks.exam import LOOKS, ROBOT, Seen
-from benchmarks.known import accuracy, decibels, looks
+from benchmarks.exam import LOOKS, OTHER, ROBOT, Seen
+from benchmarks.known import accuracy, decibels, looks, spoiled
 from benchmarks.learning import lessons, rises
 from benchmarks.painter import Drawn
 from benchmarks.report import RESULTS, Part, Section, Share, held, keep, kept, markdown, share, with_goal
@@ -71,6 +71,11 @@ def test_accuracy_asks_what_is_shown() -> None:
     told = accuracy([STAR, robot], [STAR, robot])
     assert told["first shape"] == told["whole picture"] == "100 %" and told["second shape"] == "–"
     assert accuracy([robot], [STAR])["first shape"] == "0 %"
+
+
+def test_spoiled_pictures_have_something_that_is_not_of_the_world() -> None:
+    assert all(OTHER in (*seen.shapes, *seen.colours) for _, seen in spoiled(3))
+    assert [seen for _, seen in spoiled(3)] == [seen for _, seen in spoiled(3)]
 
 
 def test_every_look_has_pictures_and_every_style_a_lesson() -> None:
