@@ -13,7 +13,7 @@ from transformers import CLIPModel, CLIPTextModel
 from difflora.errors import CheckpointError
 from train_scripts.make_sample_data import SAMPLE_DATA
 from train_scripts.shapes.architecture import assemble, load_tokenizer, new_clip, new_unet, new_vae
-from train_scripts.shapes.base import BaseOptions, run_stages
+from train_scripts.shapes.base import BaseOptions, _average_into, run_stages
 from train_scripts.shapes.captions import heard, photo_of_something, tokenize
 from train_scripts.shapes.clip import (
     CLIPOptions,
@@ -177,6 +177,9 @@ def test_the_vae_resumes_bit_identically_and_settles_its_scale(tmp_path: Path) -
     list(train_vae(resumed, again, pictures, SHORT_VAE))
     for name, value in state_of(resumed).items():
         assert torch.equal(value, state_of(whole)[name]), name
+    for name, average in trainee.average.items():
+        assert torch.equal(again.average[name], average), name
+        assert again.average[name].stride() == average.stride(), name
 
     settle(whole, seed=1)
     with torch.no_grad():
@@ -204,7 +207,7 @@ def test_one_command_makes_a_base_and_its_clip_from_the_seeds(
         replace(SHORT_VAE, steps=1),
         replace(OPTIONS, steps=1),
     )
-    with pytest.raises(FileNotFoundError, match=r"Run the stage 'clip' first"):
+    with pytest.raises(CheckpointError, match=r"Run the stage 'clip' first"):
         run_stages(("install",), options)
     run_stages(("clip", "vae", "unet"), options)
     (tmp_path / "base" / "tokenizer").unlink()
@@ -269,6 +272,28 @@ def test_a_checkpoint_that_began_otherwise_is_refused(pipeline: Any, tmp_path: P
         with pytest.raises(CheckpointError, match="began otherwise"):
             trainee.load(tmp_path / "unet.safetensors")
         assert trainee.step == 0
+
+
+def test_a_training_that_is_not_at_its_end_is_not_used(tmp_path: Path) -> None:
+    begun = Trainee(named(nn.Linear(2, 2), "one"), rate=Rate(1e-3, 10), decay=0.9)
+    begun.update(sum((p.sum() for p in begun.parameters.values()), start=torch.zeros(())))
+    begun.save(tmp_path / "unet.safetensors")
+    with pytest.raises(CheckpointError, match=r"1 of 10 steps only. Run the stage 'unet' to its end"):
+        _average_into(begun, tmp_path / "unet.safetensors")
+
+
+def test_a_run_is_given_another_length_only_while_both_are_alike(tmp_path: Path) -> None:
+    def trainee(total: int) -> Trainee:
+        return Trainee(named(nn.Linear(2, 2), "one"), rate=Rate(1e-3, total), decay=0.9)
+
+    begun = trainee(10)
+    for step in range(1, 6):
+        begun.update(sum((p.sum() for p in begun.parameters.values()), start=torch.zeros(())))
+        begun.save(tmp_path / f"{step}.safetensors")
+    trainee(20).load(tmp_path / "4.safetensors")
+    trainee(10).load(tmp_path / "5.safetensors")
+    with pytest.raises(CheckpointError, match="step 5 of a training of 10 steps is none of one of 20"):
+        trainee(20).load(tmp_path / "5.safetensors")
 
 
 def test_pictures_are_drawn_again_when_their_scenes_change(

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from transformers import CLIPTextModel
 
+from difflora.errors import CheckpointError
 from train_scripts.shapes.architecture import assemble, load_tokenizer, new_clip, new_unet, new_vae
 from train_scripts.shapes.clip import CLIPOptions, clip_trainee, train_clip, twins, twins_told_apart
 from train_scripts.shapes.folder import publish, publish_clip
@@ -178,9 +179,14 @@ def _resumed(trainee: Trainee, file: Path) -> Trainee:
 def _average_into(trainee: Trainee, file: Path) -> None:
     """Give a model the averaged weights of `file`.
 
-    Raises FileNotFoundError naming the stage that has to run before.
+    Raises CheckpointError naming the stage that has to run to its end before.
     """
     if not file.exists():
-        raise FileNotFoundError(f"{file}: not trained yet. Run the stage '{file.stem}' first.")
+        raise CheckpointError(f"{file}: not trained yet. Run the stage '{file.stem}' first.")
     trainee.load(file)
+    if trainee.step < trainee.rate.total:
+        raise CheckpointError(
+            f"{file}: trained for {trainee.step} of {trainee.rate.total} steps only. Run the stage "
+            f"'{file.stem}' to its end first."
+        )
     trainee.adopt_average()

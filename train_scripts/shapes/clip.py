@@ -91,7 +91,7 @@ def _at(thing: Thing, other: Thing) -> Thing:
 
 def clip_trainee(clip: Any, options: CLIPOptions) -> Trainee:
     """The parameters of both encoders and the temperature, ready to train."""
-    origin = f"seed {options.seed}, {options.scenes} scenes"
+    origin = f"{replace(options, steps=0)}, drawn by {drawn_by()}"
     rate = Rate(options.peak_rate, options.steps)
     return Trainee(named(clip, "clip"), rate=rate, decay=0.998, origin=origin)
 

@@ -17,6 +17,7 @@ from difflora.errors import CheckpointError
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's own names for its two running means
 MOMENTUM = "momentum_buffer"  # Muon's
 ADAMW_SHARE = 0.4  # of Muon's rate, beside it
+SAME_UNTIL = 0.4  # of its steps: a longer run is the same so far; then the VAE's crops end
 SMALLEST_SIDE = 32  # of what counts as a matrix: orthogonal rows mean little in a narrow one
 
 
@@ -24,7 +25,7 @@ SMALLEST_SIDE = 32  # of what counts as a matrix: orthogonal rows mean little in
 class Rate:
     """Learning rate: linear warm-up to `peak`, held for half of `total` steps, then a cosine to a fiftieth.
 
-    Holding first leaves the beginning of a run the same when it is given more steps later.
+    Holding first leaves the beginning of a run the same when it is given more steps.
     """
 
     peak: float
@@ -119,7 +120,7 @@ class Trainee:
         tensors |= self._optimizer_state()
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
-        words = {"step": str(self.step), "origin": self.origin}
+        words = {"step": str(self.step), "total": str(self.rate.total), "origin": self.origin}
         save_file({name: t.contiguous() for name, t in tensors.items()}, partial, words)
         os.replace(partial, file)
 
@@ -127,7 +128,8 @@ class Trainee:
     def load(self, file: Path) -> None:
         """Continue from `file`, as written by `save`.
 
-        Raises CheckpointError if the file holds other parameters than this trainee, or began otherwise.
+        Raises CheckpointError if the file holds other parameters than this trainee, or began otherwise, or is
+        of a run of another length past the steps that both have alike.
         """
         with safe_open(file, "pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a dict
@@ -137,6 +139,12 @@ class Trainee:
                 f"{file}: this checkpoint began otherwise: got '{words.get('origin')}', expected "
                 f"'{self.origin}'. Move it away to begin again."
             )
+        step, total = int(words["step"]), int(words["total"])
+        if total != self.rate.total and step > SAME_UNTIL * min(total, self.rate.total):
+            raise CheckpointError(
+                f"{file}: step {step} of a training of {total} steps is none of one of {self.rate.total}. "
+                "Give that length, or move it away to begin again."
+            )
         expected = {f"{key}.{name}" for key in ("average", "parameter") for name in self.parameters}
         expected |= {f"{key}.{name}" for key in MOMENTS for name in self.others}
         expected |= {f"{MOMENTUM}.{name}" for name in self.matrices}
@@ -145,8 +153,9 @@ class Trainee:
                 f"{file.name}: this checkpoint holds other tensors than the model under training: got "
                 f"{len(tensors)}, expected {len(expected)}. Move it away to begin again."
             )
-        self.step = int(words["step"])
-        self.average = {name: tensors[f"average.{name}"] for name in self.parameters}
+        self.step = step
+        for name, average in self.average.items():
+            average.copy_(tensors[f"average.{name}"])  # in its own memory layout, as below
         self.fill({name: tensors[f"parameter.{name}"] for name in self.parameters})
         for name, parameter in self.others.items():
             self.adamw.state[parameter] = {

@@ -8,7 +8,7 @@ Source: Lin et al. 2023 (zero terminal SNR), Hang et al. 2023 (min-SNR).
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from train_scripts.shapes.architecture import EDGE
 from train_scripts.shapes.captions import heard, photo_of_something, tokenize
-from train_scripts.shapes.pictures import sheet, to_tensor
+from train_scripts.shapes.pictures import drawn_by, sheet, to_tensor
 from train_scripts.shapes.trainee import Rate, Trainee, generator, hidden_matrices, named
 from train_scripts.shapes.vae import Report
 from train_scripts.shapes.world import Odds, Scene, random_scene
@@ -82,7 +82,7 @@ def training_scenes(count: int, *, seed: int) -> list[Scene]:
 def encode_scenes(pipeline: Any, options: UNetOptions, cache: Path) -> Latents:
     """The scenes of `options`, encoded; from the folder `cache` when it has them for this encoder."""
     scenes = training_scenes(options.scenes, seed=options.seed)
-    file = cache / f"latents-{_fingerprint((pipeline.vae.encoder,), scenes)}.safetensors"
+    file = cache / f"latents-{_fingerprint((pipeline.vae,), scenes)}.safetensors"
     if not file.exists():
         cache.mkdir(parents=True, exist_ok=True)
         save_file({"latents": _encode(pipeline.vae, scenes)}, file)
@@ -100,10 +100,11 @@ def _encode(vae: Any, scenes: list[Scene]) -> Tensor:
     return torch.cat(encoded)
 
 
-def _fingerprint(encoders: Sequence[torch.nn.Module], scenes: list[Scene]) -> str:
-    digest = hashlib.sha256(repr(scenes).encode())
-    for encoder in encoders:
-        for tensor in encoder.state_dict().values():
+def _fingerprint(models: Sequence[torch.nn.Module], scenes: list[Scene]) -> str:
+    """A word that changes with the scenes, with what draws them, and with the models that they go through."""
+    digest = hashlib.sha256(drawn_by(scenes).encode())
+    for model in models:
+        for tensor in model.state_dict().values():
             digest.update(tensor.float().numpy().tobytes())
     return digest.hexdigest()[:12]
 
@@ -112,13 +113,13 @@ def unet_trainee(pipeline: Any, options: UNetOptions) -> Trainee:
     """The parameters of the UNet, ready to train on what the VAE and the text encoder beside it are now."""
     parameters = named(pipeline.unet, "unet")
     scenes = training_scenes(options.scenes, seed=options.seed)
-    beside = _fingerprint((pipeline.vae.encoder, pipeline.text_encoder), scenes)
+    beside = _fingerprint((pipeline.vae, pipeline.text_encoder), scenes)
     return Trainee(
         parameters,
         rate=Rate(options.peak_rate, options.steps, warmup=200),
         decay=0.9985,
         orthogonal=hidden_matrices(parameters),
-        origin=f"seed {options.seed}, {options.scenes} scenes, VAE and text encoder {beside}",
+        origin=f"{replace(options, steps=0)}, VAE and text encoder {beside}",
     )
 
 

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def vae_trainee(vae: Any, options: VAEOptions) -> Trainee:
     vae.to(memory_format=torch.channels_last)
     parameters = named(vae, "vae")
     rate = Rate(options.peak_rate, options.steps)
-    origin = f"seed {options.seed}, {options.pictures} pictures"
+    origin = f"{replace(options, steps=0)}, drawn by {drawn_by(LOOKS)}"
     return Trainee(parameters, rate=rate, decay=0.998, orthogonal=hidden_matrices(parameters), origin=origin)
 
 
@@ -119,7 +119,7 @@ def _edges(pixels: Tensor) -> Tensor:
 def training_pictures(options: VAEOptions, cache: Path) -> Tensor:
     """The pictures of `options` as uint8 (N, 3, 128, 128), kept in the folder `cache` until what draws them
     changes."""
-    file = cache / f"pictures-{options.seed}-{options.pictures}-{drawn_by()}.safetensors"
+    file = cache / f"pictures-{options.seed}-{options.pictures}-{drawn_by(LOOKS)}.safetensors"
     if not file.exists():
         cache.mkdir(parents=True, exist_ok=True)
         drawn = random_pictures(options.pictures, seed=f"{options.seed}")
