@@ -70,7 +70,7 @@ _SCENES = (
     "a orange square left of a teal ring on a pink background",
     "a small white diamond on a black background",
 )
-_PLACES = ("red", "black", "teal", "pink", "green")
+_PLACES = ("teal", "black", "pink", "green", "red")
 
 LESSONS = (
     Lesson(
@@ -87,7 +87,7 @@ LESSONS = (
         "styles/neon",
         "neon style",
         tuple(f"{scene}, neon style" for scene in _SCENES),
-        "glowing outlines in the dark; shapes follow the prompt, colours not always, after so few images",
+        "glowing outlines in the dark; most shapes and colours follow the prompt, after so few images",
     ),
     Lesson(
         "robot",
@@ -95,7 +95,8 @@ LESSONS = (
         "subjects/robot",
         "sks robot",
         tuple(f"a photo of sks robot on a {place} background" for place in _PLACES),
-        "the robot of the eight training images, on red and black too, where it was never shown",
+        "the robot of the eight training images, on black and red too, where it was never shown; its face "
+        "suffers on red",
     ),
 )
 BLEND_PROMPT = "a large pink ring on a teal background, halftone style, neon style"
