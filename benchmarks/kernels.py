@@ -7,7 +7,7 @@ from torch.overrides import TorchFunctionMode
 
 from benchmarks.measure import KernelCount, Row
 from benchmarks.peers import ATTENTION, random_unet
-from benchmarks.report import held
+from benchmarks.report import compared
 from difflora.adapter import Adapter, AdapterMeta, Stack
 from difflora.apply import applied
 from difflora.families.model import Model
@@ -28,8 +28,7 @@ def kernel_rows() -> list[Row]:
         ours = _kernels(model)
     peer = _peer_kernels(model)
     what = f"kernels of SDXL with {ADAPTERS} adapters (base {bare:,})"
-    goal = held(ours, "≤ 3000")
-    return [Row(what, f"{ours:,}", f"{peer:,}", ours / peer, "kernels a forward, ours / PEFT's", goal)]
+    return [compared(what, ours, peer, "kernels a forward, ours / PEFT's", shown="{:,}", goal="≤ 3000")]
 
 
 def _adapter(model: Model, number: int) -> Adapter:

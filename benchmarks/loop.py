@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from peft import LoraConfig
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.measure import Row, Timing, interleaved
 from benchmarks.peers import ATTENTION, BASE, base
 from benchmarks.report import held
+from difflora.data.images import open_image
 from difflora.families.model import Model
 from difflora.training.config import TrainConfig, configure
 from difflora.training.loop import train
@@ -111,7 +111,7 @@ def peer_losses(model: Model) -> Iterator[float]:
 def encoded(model: Model) -> tuple[Tensor, Tensor]:
     """Latents (N, 4, 16, 16) and text states (N, 32, 128) of the folder's images and captions."""
     pipe, files = model.pipeline, sorted(DATA.glob("*.png"))
-    pixels = to_tensor([Image.open(file).convert("RGB") for file in files])
+    pixels = to_tensor([open_image(file) for file in files])
     latents = pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
     captions = [file.with_suffix(".txt").read_text(encoding="utf-8").strip() for file in files]
     tokens = pipe.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")

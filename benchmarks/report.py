@@ -12,6 +12,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measure import Row
+
 RESULTS = Path(__file__).with_name("RESULTS.md")
 KEPT = Path(__file__).with_name("results")
 LIBRARIES = ("difflora", "torch", "diffusers", "transformers", "peft")
@@ -68,6 +70,13 @@ def held(value: float, goal: str) -> str:
 def with_goal(one: Share, goal: str) -> str:
     """The share, and whether it meets the goal, such as "≥ 0.9"."""
     return f"{one}, {held(one.value, goal)}" if goal else str(one)
+
+
+def compared(
+    what: str, ours: float, peer: float, meaning: str, *, shown: str = "{:+}", goal: str = ""
+) -> Row:
+    """Two numbers in the format `shown`, and their ratio, named by `meaning`; the goal is one for `ours`."""
+    return Row(what, shown.format(ours), shown.format(peer), ours / peer, meaning, held(ours, goal))
 
 
 def this_machine() -> tuple[str, ...]:

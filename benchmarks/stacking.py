@@ -10,7 +10,7 @@ import torch
 from benchmarks.kernels import kernel_rows
 from benchmarks.measure import KernelCount, Row, Timing, interleaved
 from benchmarks.peers import base, peft_unet, random_adapter, unet_inputs
-from benchmarks.report import held
+from benchmarks.report import compared, held
 from difflora.adapter import Stack
 from difflora.apply import Live, applied
 from difflora.families.model import Model
@@ -90,13 +90,7 @@ def _rows(figures: Figures, count: int) -> list[Row]:
             "time over base, ours / PEFT's",
             held(extra["live"] / extra["peer"], "≤ 0.3") if count == WITH_GOAL else "",
         ),
-        Row(
-            f"kernels for {label}",
-            f"+{more['live']}",
-            f"+{more['peer']}",
-            more["live"] / more["peer"],
-            "over base, ours / PEFT's",
-        ),
+        compared(f"kernels for {label}", more["live"], more["peer"], "over base, ours / PEFT's"),
         Row(
             f"another weight for one, {label}",
             str(change["live"]),
@@ -111,24 +105,21 @@ def _rows(figures: Figures, count: int) -> list[Row]:
 def _growth(fewest: Figures, most: Figures) -> list[Row]:
     """What the number of adapters changes about the costs."""
     many = f"{COUNTS[-1]} adapters over {COUNTS[0]}"
-    more = {name: most.kernels[name] - fewest.kernels[name] for name in ("live", "peer")}
-    times = {name: most.change[name].median / fewest.change[name].median for name in ("live", "peer")}
+    more = [most.kernels[name] - fewest.kernels[name] for name in ("live", "peer")]
+    times = [most.change[name].median / fewest.change[name].median for name in ("live", "peer")]
     return [
-        Row(
+        compared(
             f"kernels, {many}",
-            f"{more['live']:+}",
-            f"{more['peer']:+}",
-            more["live"] / more["peer"],
+            *more,
             "further kernels, ours / PEFT's",
-            held(more["live"], "≤ 0 (flat)"),
+            goal="≤ 0 (flat)",
         ),
-        Row(
+        compared(
             f"another weight for one, {many}",
-            f"{times['live']:.1f} times",
-            f"{times['peer']:.1f} times",
-            times["live"] / times["peer"],
+            *times,
             "times as long, ours / PEFT's",
-            held(times["live"], "≤ 1.25 (independent)"),
+            shown="{:.1f} times",
+            goal="≤ 1.25 (independent)",
         ),
     ]
 
